@@ -1,0 +1,158 @@
+"""Preference pairs that nobody here wrote: read from JSONL, checked line by line, brought into the run's tables."""
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+FIELDS = ["user", "prompt", "chosen", "rejected"]
+MIN_PAIRS = 20  # a user with fewer leaves too little to train on, to draw shots from and to test on
+MAX_CHARS = 20_000  # of one field: some 5,000 tokens, past what a training row can hold anyway
+UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and lone surrogates
+
+
+class Problem(NamedTuple):
+    """A line that was left out: its number (from 1), why, and its text."""
+
+    line: int
+    reason: str
+    raw: str
+
+
+def read_pairs(path: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
+    """Read one JSON object a line with the strings user, prompt, chosen and rejected; other fields are ignored.
+
+    Returns the good rows (columns line, user, prompt, chosen, rejected; outer white space removed) in the order of the
+    file, and a Problem for every other line that is not blank. A byte-order mark is skipped.
+    """
+    rows, problems, raw = [], [], {}
+    for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            raw[number] = _printable(line)
+            try:
+                rows.append((number, *_fields(line)))
+            except ValueError as error:
+                problems.append(Problem(number, str(error), raw[number]))
+    for check in (_repeated, _contradicted, _too_few):
+        reasons = check(rows)
+        problems += [Problem(number, reason, raw[number]) for number, reason in reasons.items()]
+        rows = [row for row in rows if row[0] not in reasons]
+    return pd.DataFrame(rows, columns=["line", *FIELDS]), sorted(problems)
+
+
+def to_tables(pairs: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
+    """The tables personas, questions and preferences of imported pairs.
+
+    A prompt that two users or more label is a divergent question, any other a personal one. A prompt is train or test for
+    everybody, and each user gets half of both as near as can be. Ids of questions and responses are hashes of the text.
+    """
+    users = list(pairs["user"].unique())
+    ids = {user: f"p{i:02d}" for i, user in enumerate(users, start=1)}
+    personas = pd.DataFrame([(ids[user], user, f"<special_person_tag_{i}>", ["imported"], ["imported"], "", "{}")
+                             for i, user in enumerate(users, start=1)],
+                            columns=["persona_id", "name", "tag", "axes", "categories", "description", "demographics"])
+    shared = pairs.groupby("prompt")["user"].transform("nunique") > 1
+    rows = pairs.assign(persona_id=pairs["user"].map(ids), kind=np.where(shared, "divergent", "personal"),
+                        axis=np.where(shared, "imported", "personal"), split=pairs["prompt"].map(_halves(pairs, seed)))
+    for column, kind, parts in (("question_id", "q", ["prompt"]), ("chosen_id", "r", ["prompt", "chosen"]),
+                                ("rejected_id", "r", ["prompt", "rejected"]), ("pair_id", "i", FIELDS)):
+        rows[column] = [_id(kind, texts) for texts in pairs[parts].itertuples(index=False)]
+    questions = rows.drop_duplicates("question_id").rename(columns={"prompt": "text"})
+    questions["persona_id"] = questions["persona_id"].where(questions["kind"] == "personal", "")
+    return {"personas": personas, "questions": questions[["question_id", "kind", "axis", "persona_id", "split", "text"]],
+            "preferences": rows[["pair_id", "persona_id", "question_id", "kind", "axis", "split", "prompt", "chosen",
+                                 "rejected", "chosen_id", "rejected_id"]]}
+
+
+def import_into(store) -> None:
+    """Write the tables of profile.data.preferences and import_problems.csv into the run folder, and say what was found.
+
+    Raises FileNotFoundError without the file and ValueError with fewer users than folds; the problems are written first.
+    """
+    path, listed = Path(store.profile.data.preferences).expanduser(), store.path / "import_problems.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"data.preferences: no file {path.resolve()}; it should be JSONL with {', '.join(FIELDS)}")
+    pairs, problems = read_pairs(path)
+    pd.DataFrame(problems, columns=Problem._fields).to_csv(listed, index=False)
+    users, folds = pairs["user"].nunique(), store.profile.training.folds
+    print(f"{len(pairs)} pairs of {users} users from {path}; {len(problems)} lines left out, listed in {listed}")
+    for reason, count in Counter(problem.reason.split(":")[0] for problem in problems).most_common():
+        print(f"  {count} x {reason}, first in line {next(p.line for p in problems if p.reason.startswith(reason))}")
+    if users < folds:
+        raise ValueError(f"{users} users with {MIN_PAIRS} good pairs or more, but training.folds is {folds}: "
+                         "add users, or set training.folds from 2 to the number of users")
+    for table, df in to_tables(pairs, store.profile.seed).items():
+        store.write(table, df)
+    store.record("import", path=str(path), users=users, pairs=len(pairs), lines_left_out=len(problems))
+
+
+def _fields(line: bytes) -> list[str]:
+    """The four texts of a line. Raises ValueError with the reason for which it can't be used."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"not an object: found {type(row).__name__}, expected {{...}}")
+    for field in FIELDS:
+        if field not in row:
+            raise ValueError(f"missing field: {field}")
+        if not isinstance(row[field], str):
+            raise ValueError(f"not a string: {field} is {type(row[field]).__name__}")
+        if not row[field].strip():
+            raise ValueError(f"empty field: {field}")
+        if len(row[field]) > MAX_CHARS:
+            raise ValueError(f"over-long text: {field} has {len(row[field])} characters, at most {MAX_CHARS} are read")
+        if unfit := UNFIT.search(row[field]):
+            raise ValueError(f"control character: {field} holds U+{ord(unfit.group()):04X} at {unfit.start() + 1}")
+    texts = [row[field].strip() for field in FIELDS]
+    if texts[2] == texts[3]:
+        raise ValueError("chosen equals rejected")
+    return texts
+
+
+def _repeated(rows: list[tuple]) -> dict[int, str]:
+    first = {texts: number for number, *texts in reversed(rows) for texts in [tuple(texts)]}
+    return {n: f"repeated row: the same as line {first[tuple(texts)]}" for n, *texts in rows if first[tuple(texts)] != n}
+
+
+def _contradicted(rows: list[tuple]) -> dict[int, str]:
+    """Both lines of a swapped pair: nothing says which is right."""
+    line = {tuple(texts): number for number, *texts in rows}
+    return {n: f"contradictory pair: line {line[u, p, r, c]} swaps chosen and rejected"
+            for n, u, p, c, r in rows if (u, p, r, c) in line}
+
+
+def _too_few(rows: list[tuple]) -> dict[int, str]:
+    count = Counter(user for _, user, *_ in rows)
+    return {n: f"user with fewer than {MIN_PAIRS} pairs: {user!r} has {count[user]} good ones"
+            for n, user, *_ in rows if count[user] < MIN_PAIRS}
+
+
+def _halves(pairs: pd.DataFrame, seed: int) -> dict[str, str]:
+    """prompt -> train or test: the most shared first, each to the side its users lack; order and ties are drawn."""
+    users, lead, split = defaultdict(list), Counter(), {}
+    for prompt, user in sorted(zip(pairs["prompt"], pairs["user"], strict=True)):
+        users[prompt].append(user)
+    rng = np.random.default_rng([seed, 3])
+    for prompt in sorted(rng.permutation(list(users)).tolist(), key=lambda prompt: -len(users[prompt])):
+        train = sum(lead[user] for user in users[prompt]) + rng.choice([-0.5, 0.5]) < 0
+        split[prompt] = "train" if train else "test"
+        lead.update({user: n if train else -n for user, n in Counter(users[prompt]).items()})
+    return split
+
+
+def _id(kind: str, texts: tuple[str, ...]) -> str:
+    return kind + hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:12]
+
+
+def _printable(line: bytes) -> str:
+    """The line as text; bytes and control characters that a CSV can't hold become \\x escapes."""
+    return UNFIT.sub(lambda found: f"\\x{ord(found.group()):02x}", line.decode("utf-8", "backslashreplace").strip())

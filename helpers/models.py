@@ -1,0 +1,164 @@
+"""Loading the policy, the reward model and the embedder, and sampling from the policy; local folders or hub names."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers import ROOT
+
+SAFE = {"trust_remote_code": False, "use_safetensors": True}
+
+
+def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """The policy of a profile in evaluation mode, with its tokenizer; adapter: a folder that training wrote.
+
+    policy: path (folder or hub name), dtype ("auto", "float32", "bfloat16"), load_in_4bit.
+    """
+    path, device = resolve(policy.path), _device()
+    options = SAFE | {"attn_implementation": "sdpa", "dtype": _weights_dtype(policy.dtype, device)}
+    if policy.load_in_4bit:
+        options["quantization_config"] = _four_bit()
+    elif device == "cuda":
+        options["device_map"] = {"": 0}
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    if policy.load_in_4bit and device == "cpu":
+        _keep_gradients_right(model)
+    tokenizer = _tokenizer(path)
+    return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+
+
+def resolve(path: str | Path) -> str:
+    """A folder relative to the repository or absolute, or else a hub name ("owner/model").
+
+    Raises FileNotFoundError for what is neither.
+    """
+    local = ROOT / Path(path).expanduser()
+    if local.is_dir():
+        return str(local)
+    if str(path).count("/") == 1 and not str(path).startswith((".", "/", "data/")):
+        return str(path)
+    raise FileNotFoundError(f"no model at {path}; expected a folder (relative to {ROOT}) or a hub name like owner/model. "
+                            "The shipped models lie under data/models; data/README.md says how each was made.")
+
+
+def bf16_available(device: str = "") -> bool:
+    """Whether the device computes in bfloat16: elsewhere it is emulated, and slower than float32."""
+    if (device or _device()) == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextManager:
+    """Mixed precision for a pass through the model: bfloat16 where the device has it, or where dtype says so."""
+    device = next(model.parameters()).device.type
+    wanted = dtype == "bfloat16" or (dtype == "auto" and bf16_available(device))
+    return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
+
+
+def load_embedder(path: str | Path) -> SentenceTransformer:
+    """The sentence embedder; `.encode(texts, normalize_embeddings=True)` gives [n, d]."""
+    return SentenceTransformer(resolve(path), device=_device(), trust_remote_code=False)
+
+
+class Reward:
+    """A generic judge of answers: a sequence classifier with one output."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.tokenizer = _tokenizer(resolve(path))
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            resolve(path), num_labels=1, dtype=_weights_dtype("auto", _device()), **SAFE).to(_device()).eval()
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    @torch.inference_mode()
+    def score(self, questions: Sequence[str], texts: Sequence[str], batch: int = 64) -> np.ndarray:
+        """Reward of each answer to its question, float32 [n]; batches hold answers of like length."""
+        dialogues = [self._dialogue(q, t) for q, t in zip(questions, texts, strict=True)]
+        rewards = np.zeros(len(dialogues), dtype=np.float32)
+        order = np.argsort([len(text) for text in dialogues], kind="stable")
+        for at in (order[i:i + batch] for i in range(0, len(order), batch)):
+            inputs = self.tokenizer([dialogues[i] for i in at], padding=True, padding_side="right",
+                                    add_special_tokens=False, return_tensors="pt").to(self.model.device)
+            keys = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+            rewards[at] = self.model(**keys).logits[:, 0].float().cpu().numpy()
+        return rewards
+
+    def _dialogue(self, question: str, text: str) -> str:
+        if self.tokenizer.chat_template is None:
+            return f"Question: {question}\nAnswer: {text}"
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def load_reward(path: str | Path) -> Reward:
+    """The reward model; `.score(questions, texts)` gives float32 [n]. A plain one reads "Question: ...\\nAnswer: ..."."""
+    return Reward(path)
+
+
+@torch.inference_mode()
+def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], n: int, temperature: float,
+             top_p: float, max_new_tokens: int, seed: int, batch: int, stop: str | None = None) -> list[list[str]]:
+    """n sampled continuations of each prompt, without special tokens, cut before `stop`.
+
+    batch: sequences computed at a time; the samples of a prompt share a batch. A batch's samples follow from the seed
+    and its own prompts alone, so that any part can be sampled again. temperature 0 takes the likeliest token.
+    """
+    per_batch = max(1, batch // n)
+    parts = [list(prompts[i:i + per_batch]) for i in range(0, len(prompts), per_batch)]
+    options = {"do_sample": temperature > 0, "num_return_sequences": n, "max_new_tokens": max_new_tokens,
+               "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    if stop:
+        options |= {"stop_strings": stop, "tokenizer": tokenizer}
+    texts = [text for part in parts for text in _sample(model, tokenizer, part, seed, options)]
+    texts = [text.split(stop)[0] for text in texts] if stop else texts
+    return [texts[i:i + n] for i in range(0, len(texts), n)]
+
+
+def _sample(model, tokenizer, prompts: list[str], seed: int, options: dict) -> list[str]:
+    # the mask comes from the tokenizer, never from the pad id: the tiny base pads with the token that it starts with
+    inputs = tokenizer([(tokenizer.bos_token or "") + p for p in prompts], padding=True, padding_side="left",
+                       add_special_tokens=False, return_tensors="pt").to(model.device)
+    digest = hashlib.sha256("\0".join([str(seed), *prompts]).encode()).digest()
+    with torch.random.fork_rng(), autocast(model):
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+        ids = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
+    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _weights_dtype(dtype: str, device: str) -> torch.dtype:
+    half = device == "cuda" and (dtype == "bfloat16" or (dtype == "auto" and bf16_available(device)))
+    return torch.bfloat16 if half else torch.float32  # on a CPU weights stay exact and `autocast` rounds what it multiplies
+
+
+def _tokenizer(path: str) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _four_bit():
+    from transformers import BitsAndBytesConfig  # bitsandbytes is an extra: only a 4-bit policy needs it
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _keep_gradients_right(model: torch.nn.Module) -> None:
+    """bitsandbytes 0.50 repacks weights at the first evaluation pass on a CPU with avx512_bf16; gradients are wrong after."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,91 @@
+"""Reference-free scores of preference pairs: how likely the policy finds each answer."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers import dpo, models
+
+TOKEN_BUDGET = 8192
+
+
+class Pair(NamedTuple):
+    """Token ids of one pair, ready for `dpo.pack`, and what had to be left out of it."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    lost: int  # tokens of the prefix that did not fit
+    cut: int  # tokens of question and answers that did not fit even without a prefix
+
+
+@torch.inference_mode()
+def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
+                rejected: Sequence[str], token_budget: int = TOKEN_BUDGET, max_length: int = 512,
+                dtype: str = "auto", side: str = "left") -> pd.DataFrame:
+    """One row per pair, in input order.
+
+    prompts: (head, tail) as from prefixes.prompt; head holds the prefix and gives way where max_length is short.
+    Returns logp_chosen, logp_rejected (sums over the answer's tokens and the end token, nats), n_chosen, n_rejected
+    (tokens), correct (`is_correct`), lost and cut (tokens left out, see Pair).
+    Source: WikiPersona 3.4.1, Eq. 3.
+    """
+    dpo.check_model(model)
+    pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side)
+    columns = np.zeros((len(pairs), 4))
+    model.eval()
+    device = next(model.parameters()).device
+    for at in dpo.budget_batches([dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget):
+        batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
+        with models.autocast(model, dtype):
+            found = dpo.pair_logps(model, {name: values.to(device) for name, values in batch.items()})
+        columns[at] = torch.stack([values.double() for values in found], 1).cpu().numpy()
+    scores = pd.DataFrame(columns, columns=["logp_chosen", "logp_rejected", "n_chosen", "n_rejected"])
+    scores = scores.astype({"n_chosen": int, "n_rejected": int}).assign(correct=is_correct)
+    return scores.assign(lost=[p.lost for p in pairs], cut=[p.cut for p in pairs])
+
+
+def is_correct(scores: pd.DataFrame) -> pd.Series:
+    """Whether the mean log-probability of chosen's tokens is above that of rejected's; a tie is wrong (Eq. 3)."""
+    return scores["logp_chosen"] / scores["n_chosen"] > scores["logp_rejected"] / scores["n_rejected"]
+
+
+def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str], rejected: Sequence[str],
+                 max_length: int, side: str = "left") -> list[Pair]:
+    """Token ids of each pair: begin token, head, tail, then each answer (" " + text + end token), all tokenised apart."""
+    heads, tails = (_ids(tokenizer, part) for part in (zip(*prompts, strict=True) if prompts else ((), ())))
+    answers = [_ids(tokenizer, [f" {text}" for text in texts]) for texts in (chosen, rejected)]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    pairs = []
+    for head, tail, *texts in zip(heads, tails, *answers, strict=True):
+        texts = [[*text, tokenizer.eos_token_id] for text in texts]
+        room = max_length - len(start)
+        question = tail[-(room // 2):]
+        kept = [text[:room - len(question)] for text in texts]
+        prefix, lost = fit(head, question, kept, room, side)
+        cut = len(tail) - len(question) + sum(map(len, texts)) - sum(map(len, kept))
+        pairs.append(Pair(start + prefix + question, *kept, lost, cut))
+    return pairs
+
+
+def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Sequence[int]], max_length: int,
+        side: str = "left") -> tuple[list[int], int]:
+    """The part of a prefix that fits before question and longest answer, and how many of its tokens are lost.
+
+    side: which end of the prefix gives way. Question and answers are never cut for a prefix's sake, so that all
+    prefixes of a person are scored on the same answers.
+    """
+    room = max(0, max_length - len(rest_ids) - max(map(len, answers)))
+    lost = max(0, len(prefix_ids) - room)
+    return list(prefix_ids[lost:] if side == "left" else prefix_ids[:len(prefix_ids) - lost]), lost
+
+
+def _ids(tokenizer, texts: Iterable[str]) -> list[list[int]]:
+    """Token ids of each text; a text that occurs often, as prefixes do, is tokenised once."""
+    texts = list(texts)
+    known = list(dict.fromkeys(texts))
+    ids = dict(zip(known, tokenizer(known, add_special_tokens=False)["input_ids"], strict=True)) if known else {}
+    return [ids[text] for text in texts]

@@ -1,0 +1,69 @@
+"""Folds by person, and the pairs that a fold trains on."""
+
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+
+
+def stratified_folds(personas: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
+    """Spread the people of every axis over the folds; each person is held out exactly once.
+
+    personas: one row per person; columns persona_id and axes (list of str; somebody on two axes counts for both).
+    Returns one row per person: scheme ("stratified"), fold (0 ... n_folds - 1), persona_id.
+    Raises ValueError with fewer people than folds.
+    Source: WikiPersona 3.4, five folds stratified across axes. The paper's were typed by hand, these are drawn.
+    """
+    if not 2 <= n_folds <= len(personas):
+        raise ValueError(f"{n_folds} folds of {len(personas)} people: training.folds must be from 2 to the number of people")
+    axes_of = dict(zip(personas["persona_id"], map(list, personas["axes"]), strict=True))
+    crowd, size, fold_of = {}, [0] * n_folds, {}
+    for persona_id in _in_order(axes_of, np.random.default_rng([seed, 1])):
+        axes = axes_of[persona_id]
+        load = [(max((crowd.get((a, f), 0) for a in axes), default=0), size[f], f) for f in range(n_folds)]
+        fold = fold_of[persona_id] = min(load)[2]
+        size[fold] += 1
+        for axis in axes:
+            crowd[axis, fold] = crowd.get((axis, fold), 0) + 1
+    rows = [("stratified", fold_of[p], p) for p in sorted(fold_of)]
+    return pd.DataFrame(rows, columns=["scheme", "fold", "persona_id"])
+
+
+def training_pairs(preferences: pd.DataFrame, train_people: Collection[str], drop_uncontested: bool,
+                   validation: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The training people's train pairs, parted into (train, validation).
+
+    drop_uncontested drops a divergent pair whose rejected response no training person chose on that question. Without it
+    the category of a held-out person occurs in training only as the loser, and the policy learns to avoid it.
+    validation: fraction of the questions, of each kind, set aside; with all their pairs, so that the policy is never
+    validated on a shared question that it was trained on. At least one question of each kind with two or more.
+    Raises ValueError when no pair is left.
+    """
+    rows = preferences[(preferences["split"] == "train") & preferences["persona_id"].isin(set(train_people))]
+    if drop_uncontested:
+        contested = set(zip(rows["question_id"], rows["chosen_id"], strict=True))
+        answered = [pair in contested for pair in zip(rows["question_id"], rows["rejected_id"], strict=True)]
+        rows = rows[(rows["kind"] != "divergent") | np.array(answered, dtype=bool)]
+    if rows.empty:
+        raise ValueError(f"no train pair is left for {len(set(train_people))} training people: ask for more questions "
+                         "(questions.personal, questions.divergent) or set training.drop_uncontested=false")
+    held = rows["question_id"].isin(_validation_questions(rows, validation, seed))
+    return rows[~held].reset_index(drop=True), rows[held].reset_index(drop=True)
+
+
+def _in_order(axes_of: dict[str, list[str]], rng: np.random.Generator) -> list[str]:
+    """People on most axes first, for they are hardest to place; then axis by axis, both in a drawn order."""
+    axes, people = sorted({a for on in axes_of.values() for a in on}), sorted(axes_of)
+    rank = dict(zip(axes, rng.permutation(len(axes)), strict=True))
+    lot = dict(zip(people, rng.permutation(len(people)), strict=True))
+    return sorted(people, key=lambda p: (-len(axes_of[p]), min((rank[a] for a in axes_of[p]), default=-1), lot[p]))
+
+
+def _validation_questions(rows: pd.DataFrame, validation: float, seed: int) -> set[str]:
+    """A drawn fraction of the questions of each kind."""
+    rng, held = np.random.default_rng([seed, 2]), set()
+    for _, ids in sorted(rows.groupby("kind")["question_id"]):
+        questions = sorted(set(ids))
+        n = min(max(1, round(validation * len(questions))), len(questions) - 1) if validation else 0
+        held.update(rng.permutation(questions)[:n].tolist())
+    return held

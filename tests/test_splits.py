@@ -1,0 +1,115 @@
+"""Folds and training pairs: worked examples, and laws over random casts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.splits import stratified_folds, training_pairs
+
+COLUMNS = ["pair_id", "persona_id", "question_id", "kind", "split", "chosen_id", "rejected_id"]
+
+
+def cast(seed):
+    """A random cast: 5 to 40 people, 1 to 8 axes, some people on two."""
+    rng = np.random.default_rng(seed)
+    axes = [f"axis{i}" for i in range(rng.integers(1, 9))]
+    people = [f"p{i:02d}" for i in range(rng.integers(5, 41))]
+    on = [list(rng.choice(axes, size=min(len(axes), 1 + (rng.random() < 0.15)), replace=False)) for _ in people]
+    return pd.DataFrame({"persona_id": people, "axes": on})
+
+
+def labels(seed):
+    """Every person of a random cast labels shared and own questions with four candidate answers each."""
+    rng, personas = np.random.default_rng(seed), cast(seed)
+    rows = []
+    for person in personas["persona_id"]:
+        shared = [(f"d{i}", "divergent") for i in range(12)]
+        for question, kind in shared + [(f"{person}q{i}", "personal") for i in range(8)]:
+            chosen, rejected = rng.choice(4, size=2, replace=False)
+            split = "train" if int(question[-1]) % 2 else "test"
+            rows.append((f"{person}-{question}", person, question, kind, split, f"{question}r{chosen}", f"{question}r{rejected}"))
+    return personas, pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_five_people_of_an_axis_go_to_five_folds():
+    personas = pd.DataFrame({"persona_id": list("abcdefghij"), "axes": [["diet"]] * 5 + [["music"]] * 5})
+    folds = stratified_folds(personas, 5, seed=17).merge(personas)
+    # ten people, two axes of five: every fold holds out one person of each axis
+    assert folds.groupby("fold")["axes"].apply(lambda on: sorted(a for axes in on for a in axes)).tolist() == [["diet", "music"]] * 5
+    assert (folds["scheme"] == "stratified").all()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_law_every_person_is_held_out_once_and_axes_are_spread(seed):
+    personas = cast(seed)
+    folds = stratified_folds(personas, 5, seed)
+    assert sorted(folds["persona_id"]) == sorted(personas["persona_id"])
+    assert set(folds["fold"]) == set(range(5))
+    by_axis = personas.explode("axes").merge(folds)
+    counts = by_axis.groupby(["axes", "fold"]).size().unstack(fill_value=0).reindex(columns=range(5), fill_value=0)
+    single = personas["axes"].map(len).max() == 1
+    assert (counts.max(axis=1) - counts.min(axis=1)).max() <= (1 if single else 2)
+
+
+def test_folds_follow_from_the_seed_and_not_from_the_order_of_rows():
+    personas = cast(3)
+    folds = stratified_folds(personas, 5, seed=1)
+    pd.testing.assert_frame_equal(folds, stratified_folds(personas.iloc[::-1], 5, seed=1))
+    assert any(not folds.equals(stratified_folds(personas, 5, seed=s)) for s in range(2, 6))
+
+
+def test_fewer_people_than_folds_is_an_error():
+    with pytest.raises(ValueError, match="5 folds of 3 people"):
+        stratified_folds(pd.DataFrame({"persona_id": list("abc"), "axes": [["diet"]] * 3}), 5, seed=0)
+
+
+def test_uncontested_divergent_pairs_are_dropped():
+    rows = [
+        ("1", "a", "d1", "divergent", "train", "A", "B"),  # b trains and chose B: kept
+        ("2", "b", "d1", "divergent", "train", "B", "C"),  # only the held-out c chose C: dropped
+        ("3", "c", "d1", "divergent", "train", "C", "A"),  # c is held out
+        ("4", "a", "x1", "personal", "train", "X", "Y"),  # personal: nobody else could choose Y, kept
+        ("5", "a", "d2", "divergent", "test", "A", "B"),  # test pair
+        ("6", "a", "d3", "divergent", "train", "A", "B"),  # B was chosen on d1, but not on d3: dropped
+    ]
+    preferences = pd.DataFrame(rows, columns=COLUMNS)
+    train, held = training_pairs(preferences, ["a", "b"], True, validation=0, seed=0)
+    assert train["pair_id"].tolist() == ["1", "4"]
+    assert held.empty
+    every, _ = training_pairs(preferences, ["a", "b"], False, validation=0, seed=0)
+    assert every["pair_id"].tolist() == ["1", "2", "4", "6"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("drop", [True, False])
+def test_law_nobody_is_in_train_and_test_of_one_fold(seed, drop):
+    personas, preferences = labels(seed)
+    folds = stratified_folds(personas, 5, seed)
+    for fold in range(5):
+        held_out = set(folds.loc[folds["fold"] == fold, "persona_id"])
+        people = set(personas["persona_id"]) - held_out
+        train, validation = training_pairs(preferences, people, drop, 0.1, seed)
+        both = pd.concat([train, validation])
+        assert not set(both["persona_id"]) & held_out
+        assert (both["split"] == "train").all()
+        assert not set(train["question_id"]) & set(validation["question_id"])
+        assert set(validation["kind"]) == {"personal", "divergent"} == set(train["kind"])
+
+
+def test_validation_is_a_tenth_of_the_questions_of_each_kind_and_seeded():
+    # 20 personal questions of one person and 10 shared ones of two people: 2 and 1 are set aside, so 2 + 1 x 2 pairs
+    rows = [(f"x{i}", "a", f"x{i}", "personal", "train", "A", "B") for i in range(20)]
+    rows += [(f"{p}{i}", p, f"d{i}", "divergent", "train", "A", "B") for p in "ab" for i in range(10)]
+    preferences = pd.DataFrame(rows, columns=COLUMNS)
+    train, held = training_pairs(preferences, ["a", "b"], False, 0.1, seed=5)
+    assert held["kind"].value_counts().to_dict() == {"personal": 2, "divergent": 2}
+    assert len(train) == 36
+    pd.testing.assert_frame_equal(held, training_pairs(preferences, ["a", "b"], False, 0.1, seed=5)[1])
+    others = [training_pairs(preferences, ["a", "b"], False, 0.1, seed=s)[1] for s in range(6, 9)]
+    assert any(not held.equals(other) for other in others)
+
+
+def test_no_pair_left_is_an_error():
+    preferences = pd.DataFrame([("1", "a", "d1", "divergent", "train", "A", "B")], columns=COLUMNS)
+    with pytest.raises(ValueError, match="drop_uncontested=false"):
+        training_pairs(preferences, ["a"], True, 0.1, seed=0)
