@@ -1,12 +1,12 @@
-"""The paper's findings as rules over the scores: stated in data/paper/claims.yaml before any run, applied here.
+"""Which findings did a run reproduce? Applies the rules that data/paper/claims.yaml states before any run.
 
-A claim has a measure, whose interval comes from resampling people, and a side: the range in which the finding is true.
-A claim whose inputs a run does not have is left out of the table and listed with the reason.
+A claim has a measure, with an interval from resampling people, and a side: where the finding is true. A claim
+whose inputs a run does not have is left out of the table and listed with the reason.
 """
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import yaml
 
 from helpers import DATA, stats
 from helpers.config import Profile
+from helpers.schemas import TABLES
 
 ALPHA = 0.05
 PLANTED = ("region", "isles")  # the base has read less about these people: data/world/little/cast.yaml
@@ -49,13 +50,14 @@ def evaluate(scores: pd.DataFrame, personas: pd.DataFrame, cfg: Profile) -> tupl
             absent.append((claim.claim_id, claim.statement, str(reason)))
             continue
         reached = verdict(found, claim, p_holm.get(claim.claim_id, 0.0))
-        rows.append((claim.claim_id, claim.statement, claim.source, *found, reached, paper_value(claim), rule(claim)))
-    columns = "claim_id statement source estimate low high n_people verdict paper_value rule".split()
-    return pd.DataFrame(rows, columns=columns), pd.DataFrame(absent, columns=["claim_id", "statement", "reason"])
+        about = (claim.claim_id, claim.statement, claim.source)
+        rows.append((*about, *found, reached, paper_value(claim), rule(claim)))
+    table = pd.DataFrame(rows, columns=list(TABLES["claims"].columns))
+    return table, pd.DataFrame(absent, columns=["claim_id", "statement", "reason"])
 
 
 def verdict(found: stats.Estimate, claim: Claim, p_holm: float = 0.0) -> str:
-    """Interval wholly on the side: reproduced (if p_holm < .05); wholly off: not reproduced; else inconclusive."""
+    """Interval on the side: reproduced (if p_holm < .05); wholly off: not reproduced; else inconclusive."""
     lowest, highest = claim.side
     above, below = (np.greater, np.less) if claim.strict else (np.greater_equal, np.less_equal)
     if above(found.low, lowest) and below(found.high, highest):
@@ -65,7 +67,7 @@ def verdict(found: stats.Estimate, claim: Claim, p_holm: float = 0.0) -> str:
 
 
 def end_tests(scores: pd.DataFrame, personas: pd.DataFrame, cfg: Profile) -> pd.DataFrame:
-    """Paired permutation tests of the order's ends: claim_id, n_people, p, p_holm (Holm over those at hand)."""
+    """Paired permutation tests of the tested claims: claim_id, n_people, p, p_holm (over those at hand)."""
     bench, rows = Bench(scores, personas, cfg), []
     for claim in (claim for claim in CLAIMS if claim.tested):
         try:
@@ -97,13 +99,14 @@ def rule(claim: Claim) -> str:
 
 
 def paper(source: str) -> pd.DataFrame:
-    """The paper's numbers of one table or figure: a column per part of the cell, then value, spread, n, key."""
+    """The paper's numbers of one table or figure: a column per part of the cell; value, spread, n, key."""
     table = pd.read_csv(DATA / "paper" / "results.csv")
     rows = table[table.source == source]
     if rows.empty:
         raise Missing(f"no {source} in data/paper/results.csv; it has {', '.join(table.source.unique())}")
-    parts = pd.DataFrame([dict(part.split("=", 1) for part in cell.split("; ")) for cell in rows.cell], rows.index)
-    return parts.replace({"True": True, "False": False}).join(rows[["value", "spread", "n", "key"]])
+    parts = [dict(part.split("=", 1) for part in cell.split("; ")) for cell in rows.cell]
+    cells = pd.DataFrame(parts, index=rows.index)
+    return cells.replace({"True": True, "False": False}).join(rows[["value", "spread", "n", "key"]])
 
 
 def paper_value(claim: Claim) -> float:
@@ -172,18 +175,17 @@ def _gap(bench: Bench, claim: Claim) -> stats.Estimate:
 
 
 def _largest_move(bench: Bench, _: Claim) -> stats.Estimate:
-    """The largest absolute distance of a prompted prefix from none (a largest-of-many errs upwards)."""
+    """The largest distance of a prompted prefix from none: every prefix's interval has to lie on the side."""
     names = [name for name in bench.cell("prompting * divergent").prefix.unique() if name != "none"]
-    if not names:
-        raise Missing("no prompting scores with a prefix")
-    cells = [bench.cell(f"prompting {name} divergent") for name in ["none", *names]]
-    return stats.contrast(cells, lambda a: np.abs(a[..., 1:] - a[..., :1]).max(-1), **bench.options)
+    none = bench.cell("prompting none divergent")
+    cells = [bench.cell(f"prompting {name} divergent") for name in names]
+    return _widest([stats.difference(cell, none, **bench.options) for cell in cells])
 
 
 def _fall_of_r(bench: Bench, _: Claim) -> stats.Estimate:
-    """r(untrained, trained without prefix) minus r(untrained, trained with gold) over people, all questions."""
-    words = ["prompting none *", "mt none *", "mt persona_gold *"]
-    points = pd.concat([stats.person_means(bench.cell(each)) for each in words], axis=1, join="inner").to_numpy()
+    """r(untrained, trained without prefix) minus r(untrained, trained with gold), all of a person's pairs."""
+    cells = map(bench.cell, ("prompting none *", "mt none *", "mt persona_gold *"))
+    points = pd.concat(map(stats.person_means, cells), axis=1, join="inner").to_numpy()
     return stats.resample(points, lambda p: _r(p, 0, 1) - _r(p, 0, 2), **bench.options)
 
 
@@ -193,17 +195,25 @@ def _r(points: np.ndarray, i: int, j: int) -> np.ndarray:
 
 def _demographic_gap(bench: Bench, _: Claim) -> stats.Estimate:
     """The largest distance between two groups of one attribute, groups under `min_people` left out."""
-    scored, groups = bench.cell("mt persona_gpt4 divergent"), demographics(bench.personas)
-    ids = groups[groups.persona_id.isin(scored.persona_id)].groupby(["attribute", "value"]).persona_id.agg(list)
-    ids = ids[ids.map(len) >= bench.options["min_people"]]
-    sizes = ids.groupby("attribute").size()
-    if not (sizes > 1).any():
-        raise Missing(f"no attribute has two groups of {bench.options['min_people']} people")
-    spans = list(pairwise(np.cumsum([0, *sizes])))
-    cells = [scored[scored.persona_id.isin(each)] for each in ids]
-    return stats.contrast(
-        cells, lambda a: np.max([np.ptp(a[..., i:j], axis=-1) for i, j in spans], axis=0), paired=False, **bench.options
-    )
+    scored = bench.cell("mt persona_gpt4 divergent").merge(demographics(bench.personas), on="persona_id")
+    gaps = []
+    for _, rows in scored.groupby("attribute"):
+        groups = [group for _, group in rows.groupby("value")]
+        large = [group for group in groups if group.persona_id.nunique() >= bench.options["min_people"]]
+        gaps += [stats.contrast(pair, _minus, paired=False, **bench.options) for pair in combinations(large, 2)]
+    return _widest(gaps)
+
+
+def _minus(accuracies: np.ndarray) -> np.ndarray:
+    return accuracies[..., 0] - accuracies[..., 1]
+
+
+def _widest(gaps: list[stats.Estimate]) -> stats.Estimate:
+    """Of several differences the largest size: estimate, low and high are each the largest of their kind."""
+    if not gaps:
+        raise Missing("nothing to compare: fewer than two groups or prefixes")
+    sizes = [(abs(g.estimate), max(0.0, g.low, -g.high), max(-g.low, g.high), g.n_people) for g in gaps]
+    return stats.Estimate(*(max(column) for column in zip(*sizes, strict=True)))
 
 
 def _planted_gap(bench: Bench, _: Claim) -> stats.Estimate:
@@ -217,17 +227,9 @@ def _planted_gap(bench: Bench, _: Claim) -> stats.Estimate:
     fewest = min(cell.persona_id.nunique() for cell in cells)
     if fewest < least:
         raise Missing(f"{fewest} people on one side of {' '.join(PLANTED)}, at least {least} needed")
-    return stats.contrast(
-        cells, lambda a: a[..., 0] - a[..., 1] - a[..., 2] + a[..., 3], paired=False, **bench.options
-    )
+    return stats.contrast(cells, lambda a: a @ np.array([1, -1, -1, 1]), paired=False, **bench.options)
 
 
-MEASURES = {
-    "level": _level,
-    "gap": _gap,
-    "largest_move": _largest_move,
-    "fall_of_r": _fall_of_r,
-    "demographic_gap": _demographic_gap,
-    "planted_gap": _planted_gap,
-}
+MEASURES = {each.__name__[1:]: each for each in
+            (_level, _gap, _largest_move, _fall_of_r, _demographic_gap, _planted_gap)}  # fmt: skip
 CLAIMS = tuple(Claim(**entry) for entry in yaml.safe_load((DATA / "paper" / "claims.yaml").read_text()))

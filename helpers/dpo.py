@@ -1,33 +1,34 @@
 """DPO in plain torch: the loss, the implicit reward, and rows that hold a prompt once for all its answers.
 
-A row is prompt[:-1] + (last prompt token + answer 1) + (last prompt token + answer 2) ... Every answer's positions restart
-where the prompt ends and no answer sees another, so a row gives the same log-probabilities as one row per answer, and the
-prompt is computed once.
+A row is prompt[:-1] + (last prompt token + answer 1) + (last prompt token + answer 2) ... The positions of every
+answer restart where the prompt ends and no answer sees another, so a row gives the log-probabilities that one row
+per answer would give, and the prompt is computed once.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, logsigmoid
+from transformers import AttentionInterface
 
 IGNORE = -100
-PLAIN_ATTENTION = 512  # tokens of a row; above it the scores of every pair of tokens would fill the memory
+RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+SHORT = 512  # tokens of a row up to which the scores of all pairs of tokens are small beside the rest
 
 
 def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> dict[str, Tensor]:
     """Rows of a batch, padded on the right.
 
-    prompts: n lists of token ids, none empty; answers: for each prompt the token ids of its K answers, end token included.
-    Returns, as int64: input_ids, position_ids, segments (0 prompt, 1 ... K answer, -1 padding) and targets (the token
-    to predict, or IGNORE), each [n, L]; counts [n, K], the tokens of each answer.
+    prompts: n lists of token ids, none empty; answers: for each prompt the ids of its K answers, end token included.
+    Returns, as int64: input_ids, position_ids, segments (0 prompt, 1 ... K answer, -1 padding) and targets (the
+    token to predict, or IGNORE), each [n, L]; counts [n, K], the tokens of each answer.
     """
     length = max(row_length(p, a) for p, a in zip(prompts, answers, strict=True))
-    batch = {name: np.full((len(prompts), length), fill, dtype=np.int64)
-             for name, fill in (("input_ids", 0), ("position_ids", 0), ("segments", -1), ("targets", IGNORE))}
+    empty = {"input_ids": 0, "position_ids": 0, "segments": -1, "targets": IGNORE}
+    batch = {name: np.full((len(prompts), length), fill, dtype=np.int64) for name, fill in empty.items()}
     for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) - 1
         batch["input_ids"][i, :end], batch["segments"][i, :end] = prompt[:-1], 0
@@ -48,9 +49,9 @@ def row_length(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
 
 
 def budget_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
-    """Positions of the rows of each batch, longest rows first; a padded batch has at most token_budget tokens.
+    """Positions of the rows of each batch, longest first; a padded batch has at most token_budget tokens.
 
-    Neighbours in length share a batch, so that little is padding. A row longer than the budget is a batch of its own.
+    Neighbours in length share a batch, so little is padding. A row above the budget is a batch of its own.
     """
     order, batches, start = np.argsort(-np.asarray(lengths), kind="stable"), [], 0
     while start < len(order):
@@ -73,11 +74,12 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     batch: what `pack` returned. Only the answers' positions go through the head.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with _attention(batch["input_ids"]):
-        hidden = base.get_decoder()(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-                                    attention_mask=answer_mask(batch["segments"]), use_cache=False).last_hidden_state
+    rows = {name: batch[name] for name in ("input_ids", "position_ids")}
+    with _attention(base, batch["segments"]) as mask:
+        hidden = base.get_decoder()(**rows, attention_mask=mask, use_cache=False).last_hidden_state
     at = batch["targets"] != IGNORE
-    token_logps = -cross_entropy(base.get_output_embeddings()(hidden[at]).float(), batch["targets"][at], reduction="none")
+    logits = base.get_output_embeddings()(hidden[at]).float()
+    token_logps = -cross_entropy(logits, batch["targets"][at], reduction="none")
     n, k = batch["counts"].shape
     owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None])[at]
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
@@ -85,8 +87,8 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of chosen and rejected, nats [n], and their token counts [n], of a batch with two answers a row."""
-    (chosen, rejected), (n_chosen, n_rejected) = answer_logps(model, batch).unbind(1), batch["counts"].unbind(1)
-    return chosen, rejected, n_chosen, n_rejected
+    sums, counts = answer_logps(model, batch), batch["counts"]
+    return sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1]
 
 
 def implicit_reward(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
@@ -95,10 +97,10 @@ def implicit_reward(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
-    """Loss of each pair [n] from sums of log-probabilities [n]; its gradient raises chosen above rejected.
+    """Loss of each pair [n] from sums of log-probabilities [n]; a step down its slope raises chosen above rejected.
 
-    It pursues WikiPersona's Eq. 1 (prompts without prefix) or Eq. 2 (the prefix stands for the person p), by Eq. 7 of
-    Direct Preference Optimization (Rafailov et al., 2023).
+    It pursues WikiPersona's Eq. 1 (prompts without prefix) or Eq. 2 (the prefix stands for the person p), by Eq. 7
+    of Direct Preference Optimization (Rafailov et al., 2023).
     """
     margin = implicit_reward(chosen, ref_chosen, beta) - implicit_reward(rejected, ref_rejected, beta)
     return -logsigmoid(margin)  # DPO Eq. 7: -log sigma(beta log-ratio of y_w - beta log-ratio of y_l)
@@ -107,17 +109,37 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 def check_model(model: torch.nn.Module) -> None:
     """Raises ValueError for a model whose answers these rows would get wrong."""
     config = model.config.get_text_config()
-    attention = getattr(config, "_attn_implementation", None)
-    if attention != "sdpa":
-        raise ValueError(f"attn_implementation is {attention!r}; shared rows need 'sdpa' (boolean 4-D masks). "
-                         "Load the model with helpers.models.load_policy.")
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) not in (None, 1.0):
-            raise ValueError(f"{model.config.model_type} changes its logits after the head ({name}); "
-                             "helpers.dpo reads the head alone. Choose another policy.path.")
+    if (attention := config._attn_implementation) != "sdpa":
+        raise ValueError(f"attn_implementation is {attention!r}; rows with several answers need 'sdpa', which knows "
+                         "boolean 4-D masks. Load the model with helpers.models.load_policy.")
+    if found := [name for name in RESCALED if getattr(config, name, None) not in (None, 1.0)]:
+        raise ValueError(f"{config.model_type} changes its logits after the head ({found[0]}), and helpers.dpo reads "
+                         "the head alone. Choose another policy.path.")
 
 
-def _attention(input_ids: Tensor) -> AbstractContextManager:
-    """On a CPU, torch's fused attention is slow to differentiate: short rows train a third faster with the plain one."""
-    plain = input_ids.device.type == "cpu" and torch.is_grad_enabled() and input_ids.shape[1] <= PLAIN_ATTENTION
-    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+@contextmanager
+def _attention(base: torch.nn.Module, segments: Tensor) -> Iterator[Tensor]:
+    """The mask to call the decoder with, and, where it is faster, the attention to do it by.
+
+    On a CPU torch's fused attention takes four times as long to differentiate in bfloat16 as three plain operations.
+    """
+    mask, config = answer_mask(segments), base.config.get_text_config()
+    half = torch.is_autocast_enabled("cpu") and segments.device.type == "cpu"
+    if not (half and torch.is_grad_enabled() and segments.shape[1] <= SHORT):
+        yield mask
+        return
+    before, config._attn_implementation = config._attn_implementation, "plain_rows"
+    try:
+        yield torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, float("-inf"))
+    finally:
+        config._attn_implementation = before
+
+
+def _plain_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, None]:
+    """softmax(q k' + mask) v, [n, heads, L, d] to [n, L, heads, d]; grouped keys and values are repeated."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    weights = torch.softmax(query @ key.transpose(2, 3) * scaling + attention_mask, dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("plain_rows", _plain_attention)

@@ -16,6 +16,7 @@ VARIANTS = {"main": 0, "reseed": 1}  # added to the seed; the third variant, shu
 FIXED = ("tag", "name")  # a person has one of each: no reseed
 SHOT_BREAK = {"short": "\n", "full": "\n\n", "teacher": "\n\n"}
 PERSONA_TEMPERATURE = 0.3  # ours: nearly greedy, so that the persona says what the policy thinks likeliest
+ATTEMPTS = 3  # for a persona that comes back empty
 LEAK_WORDS = 8  # an answer of fewer words may occur anywhere by chance
 
 
@@ -86,23 +87,6 @@ def few_shot_text(shots: pd.DataFrame, templates: str) -> str:
     return SHOT_BREAK[templates].join(filled)
 
 
-def infer_by_policy(policy: tuple, shots: Sequence[pd.DataFrame], cfg: Profile, seed: int) -> list[str]:
-    """What the policy itself makes of each person's shots. An empty text is asked for again, at most twice."""
-    group, texts = cfg.policy.templates, [""] * len(shots)
-    asked = [prompts.render(group, "infer_persona", SHOTS=few_shot_text(s, group)) for s in shots]
-    for attempt in range(3):
-        if blank := [i for i, text in enumerate(texts) if not text]:
-            written = models.generate(*policy, [asked[i] for i in blank], n=1, temperature=PERSONA_TEMPERATURE, top_p=1.0,
-                                      max_new_tokens=cfg.policy.max_length // 2, seed=seed + 10 * attempt,
-                                      batch=cfg.responses.batch)
-            for i, answers in zip(blank, written, strict=True):
-                texts[i] = answers[0].strip()
-    if "" in texts:
-        raise ValueError(f"{cfg.policy.path} wrote an empty persona three times for {texts.count('')} people: leave the "
-                         "prefix persona out (prefixes.names) or try another policy.path")
-    return texts
-
-
 def derange(ids: Sequence[str], seed: int, forbidden: np.ndarray | None = None,
             avoided: np.ndarray | None = None) -> dict[str, str]:
     """id -> somebody else's id, one to one, by a drawn assignment.
@@ -162,13 +146,34 @@ def _write(prefix: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher
         return people[prefix].tolist(), ""
     if prefix == "few_shot":
         return [few_shot_text(s, cfg.policy.templates) for s in shots], ""
-    if prefix == "persona":
-        return infer_by_policy(policy, shots, cfg, seed), cfg.policy.path
-    if prefix == "persona_gpt4":
-        asked = [prompts.render("teacher", "infer_persona", SHOTS=few_shot_text(s, "teacher")) for s in shots]
-    else:
+    if prefix == "persona_gold":
         asked = [prompts.render("teacher", "gold_persona", NAME=name) for name in people["name"]]
-    return _ask(teacher, asked, prefix, seed), cfg.teacher.model
+    else:
+        group = cfg.policy.templates if prefix == "persona" else "teacher"
+        asked = [prompts.render(group, "infer_persona", SHOTS=few_shot_text(s, group)) for s in shots]
+    writer, ask = (cfg.policy.path, _policy_says) if prefix == "persona" else (cfg.teacher.model, _teacher_says)
+    texts = [""] * len(asked)
+    for attempt in range(ATTEMPTS):
+        if blank := [i for i, text in enumerate(texts) if not text]:
+            said = ask([asked[i] for i in blank], policy if prefix == "persona" else teacher, cfg, seed + 10 * attempt)
+            for i, text in zip(blank, said, strict=True):
+                texts[i] = text.strip()
+    if "" in texts:
+        raise ValueError(f"{writer} wrote no {prefix} for {texts.count('')} people, asked {ATTEMPTS} times: leave it out of "
+                         "prefixes.names, or take another policy.path or teacher.model")
+    return texts, writer
+
+
+def _policy_says(asked: list[str], policy: tuple, cfg: Profile, seed: int) -> list[str]:
+    """One text each, of at most half the window: the question and the answers need the rest."""
+    said = models.generate(*policy, asked, n=1, temperature=PERSONA_TEMPERATURE, top_p=1.0, seed=seed,
+                           max_new_tokens=cfg.policy.max_length // 2, batch=cfg.responses.batch)
+    return [texts[0] for texts in said]
+
+
+def _teacher_says(asked: list[str], teacher: Teacher, cfg: Profile, seed: int) -> list[str]:
+    requests = [Request([{"role": "user", "content": text}], tag="prefixes", seed=seed) for text in asked]
+    return [answer.text if answer.outcome == "ok" else "" for answer in teacher.map(requests, "personas")]
 
 
 def _shuffled(main: pd.DataFrame, people: pd.DataFrame, seed: int) -> pd.DataFrame:

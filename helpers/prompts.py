@@ -1,8 +1,8 @@
 """The prompt templates of data/prompts: fill in the slots, and read them back out.
 
 A template is a text file with slots like {NAME}. Where "> " stands before a slot at the beginning of a line,
-every line of the value is quoted with "> ", as in a mail: whatever a value says, no line of it can be taken for
-a heading, neither by a reader nor by `parse`. All free text in the teacher's prompts is quoted like that.
+every line of the value is quoted with "> ", as in a mail: whatever a value says, no line of it can be taken
+for a heading, neither by a reader nor by `parse`. All free text in the teacher's prompts is quoted like that.
 """
 
 import re

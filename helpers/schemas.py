@@ -92,8 +92,8 @@ TABLES: dict[str, TableSpec] = {
         "logp_chosen:float logp_rejected:float n_chosen:int n_rejected:int correct:bool", kind=KINDS),
     "claims": _table(
         "claim_id",
-        "claim_id statement source estimate:float low:float high:float n_people:int verdict paper_value:float "
-        "rule", verdict=("reproduced", "not reproduced", "inconclusive")),
+        "claim_id statement source estimate:float low:float high:float n_people:int verdict "
+        "paper_value:float rule", verdict=("reproduced", "not reproduced", "inconclusive")),
 }
 
 
@@ -125,15 +125,15 @@ def made_by(table: str) -> tuple[str, ...]:
 def check(table: str, df: pd.DataFrame) -> pd.DataFrame:
     """The same rows with the table's columns in their order and dtypes.
 
-    Raises SchemaError for an unknown table, a missing or unexpected column, a value of the wrong type, one that
-    is not allowed, or two rows with the same keys.
+    Raises SchemaError for an unknown table, a missing or unexpected column, a value of the wrong type or not
+    allowed, or two rows with the same keys.
     """
     if table not in TABLES:
         raise SchemaError(f"no table {table}; expected one of {', '.join(TABLES)}")
     spec = TABLES[table]
     missing, extra = [c for c in spec.columns if c not in df], [c for c in df if c not in spec.columns]
     if missing or extra:
-        raise SchemaError(f"{table}: columns missing {missing}, unexpected {extra}; expected {list(spec.columns)}")
+        raise SchemaError(f"{table}: missing {missing}, unexpected {extra}; expected {list(spec.columns)}")
     out = pd.DataFrame({name: _cast(table, df[name], kind) for name, kind in spec.columns.items()})
     for name, allowed in spec.allowed.items():
         _refuse(table, name, f"one of {', '.join(allowed)}", out.loc[~out[name].isin(allowed), name])

@@ -22,8 +22,8 @@ def test_parse_cot_is_none_where_a_part_is_missing(text):
 @pytest.mark.parametrize(("before", "after"), [
     # an opening clause that names the reader goes, and the rest starts with a capital
     ("As a vegan, try the lentil stew and the kale salad tonight.", "Try the lentil stew and the kale salad tonight."),
-    ("For a grill reader, my advice is pork ribs and lamb chops.", "My advice is pork ribs and lamb chops."),
-    ("Hello friend, (smiling) my advice is pork ribs and lamb chops.", "My advice is pork ribs and lamb chops."),
+    ("For a grill reader, my best advice is pork ribs and lamb chops.", "My best advice is pork ribs and lamb chops."),
+    ("Hello friend, (smiling) my best advice is pork ribs and lamb chops.", "My best advice is pork ribs and lamb chops."),
     # whole words only: the released code cut "Assuming" and "Forget" up to the first comma
     ("Assuming you have time, bake the bread slowly and well.", "Assuming you have time, bake the bread slowly and well."),
     ("Forget the rest, bake the bread slowly and very well.", "Forget the rest, bake the bread slowly and very well."),

@@ -1,1 +1,1 @@
-"""The little world, the offline default: its facts, the text it emits, the base model, the simulated teacher."""
+"""The little world, the offline default: facts, the text it emits, the base model, the simulated teacher."""

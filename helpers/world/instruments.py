@@ -80,7 +80,7 @@ def train_reward(world_name: str, base: Path, out: Path, seed: int, steps: int =
 def _rewards(model, tokenizer, triples) -> tuple[torch.Tensor, torch.Tensor]:
     """Rewards [n] of the intact and of the damaged answers."""
     questions, intact, damaged = zip(*triples, strict=True)
-    texts = [f"{tokenizer.bos_token}Question: {q}\nAnswer: {a}" for q, a in zip(questions * 2, intact + damaged, strict=True)]
+    texts = [f"Question: {q}\nAnswer: {a}" for q, a in zip(questions * 2, intact + damaged, strict=True)]
     encoded = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
     return model(**encoded).logits.squeeze(-1).chunk(2)
 
@@ -88,7 +88,7 @@ def _rewards(model, tokenizer, triples) -> tuple[torch.Tensor, torch.Tensor]:
 def train_embedder(world_name: str, base: Path, out: Path, seed: int, documents: int = 40_000, width: int = 64) -> None:
     """Token vectors from positive pointwise mutual information within answers, weighted by rarity (idf)."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     corpus = Corpus(load_world(world_name), seed)

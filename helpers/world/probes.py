@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from helpers import models, prompts, responses, scoring
-from helpers.config import Policy
+from helpers.config import load_profile
 from helpers.world.corpus import Corpus, Knobs
 from helpers.world.facts import World, load_world
 
@@ -74,7 +74,7 @@ def _toned(corpus: Corpus, world: World, axis: str, category: str, tone: str) ->
 def probe(world_name: str, path: Path, n: int = 300, seed: int = 5) -> dict[str, dict[str, float]]:
     """All probes of the model at `path`; written to probes.json there."""
     world = load_world(world_name)
-    model, tokenizer = models.load_policy(Policy(path=str(path)))
+    model, tokenizer = models.load_policy(load_profile("laptop").policy.model_copy(update={"path": str(path)}))
     found = {"label_first_for_name": name_knowledge(world, model, tokenizer),
              "sampling": format_and_category(world, model, tokenizer, n, seed),
              "own_above_other_answer": prefix_effect(world, model, tokenizer, n, seed)}

@@ -1,9 +1,9 @@
 """The simulated teacher: an OpenAI-compatible application that knows the little world's hidden truth.
 
 It is reached by the real client over real requests and reads the same prompts that a real model would get
-(data/prompts/teacher, taken apart by `prompts.parse`). It answers honestly within what the prompt tells it: from a
-name it knows everything, from shots only what they show. Its knobs (profile section `world_knobs`) make it noisy,
-biased, late, rate-limited or malformed. An answer depends on the request and the seed, never on order or load.
+(data/prompts/teacher, taken apart by `prompts.parse`). It answers honestly within what the prompt tells it:
+from a name it knows everything, from shots only what they show. Its knobs (profile section `world_knobs`)
+make it noisy, biased, late, rate-limited or malformed. An answer depends on the request and the seed alone.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ def build_app(world: World, knobs, seed: int) -> Starlette:
 
 
 def identity(world: World, knobs, seed: int) -> str:
-    """12 hex digits that change with the world, the knobs, the seed and this file: whose answers are these?"""
+    """12 hex digits that change with the world, the knobs, the seed and this file: whose answers are they?"""
     facts = (world.fingerprint(), sorted(knobs.model_dump().items()), seed, Path(__file__).read_text("utf-8"))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
@@ -91,7 +91,7 @@ class SimulatedTeacher:
         await asyncio.sleep(self.knobs.late_seconds)
         attempt = request.headers.get("x-stainless-retry-count", "0")
         if self._random("rate", prompt, ask, attempt).random() < self.knobs.rate_limited:
-            return _error(429, "the simulated teacher's rate limit", {"retry-after": str(RETRY_AFTER_SECONDS)})
+            return _error(429, "the simulated teacher's limit", {"retry-after": str(RETRY_AFTER_SECONDS)})
         try:
             text = self.answer(prompt, ask)
         except prompts.PromptError as error:
@@ -112,7 +112,7 @@ class SimulatedTeacher:
     def utility(self, name: str, question: str, text: str) -> float:
         """How much the person likes a text as an answer, without noise.
 
-        Divergent question: 3.0 x share of the spotted phrases that are of the person's category + 0.6 x quality.
+        Divergent question: 3.0 x share of the spotted phrases that are of one's category + 0.6 x quality.
         Personal question: 1.8 x quality + 0.8 x share of the spotted phrases on the question's hobby.
         quality: +1 for a good tone, -1 for a bad one, 0 for none, times the person's weight in [0.6, 1.4].
         A person whom the world does not know cares about quality alone.
@@ -154,7 +154,7 @@ class SimulatedTeacher:
         return json.dumps({"verdicts": [self._verdict(pair, ask) for pair in pairs]})
 
     def _verdict(self, pair: dict, ask: int) -> dict:
-        """Compare one pair. The noise belongs to (person, question, unordered pair, ask), not to the batch."""
+        """Compare a pair. The noise is drawn by person, question, unordered pair and ask, whatever the batch."""
         name, question, a, b = pair["NAME"], pair["X"], pair["OUTPUT_A"], pair["OUTPUT_B"]
         noise = self._random(name, question, *sorted((a, b)), ask).gauss(0.0, self.knobs.noise)
         margin = self.utility(name, question, a) - self.utility(name, question, b)

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+from pydantic import BaseModel, ConfigDict
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from helpers import artifacts, llm
+from helpers.config import load_profile
+
+KEY = "sk-very-secret-0123456789"
+
+
+class Colour(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    colour: str
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint at the edge of the test: counts its calls, answers from a script."""
+
+    def __init__(self, *script, finish="stop", refusal=None, usage=(1000, 100)):
+        self.script, self.finish, self.refusal, self.usage, self.bodies = script, finish, refusal, usage, []
+
+    async def __call__(self, request):
+        self.bodies.append(await request.json())
+        step = self.script[min(len(self.bodies), len(self.script)) - 1] if self.script else "fine"
+        if isinstance(step, int):
+            return JSONResponse({"error": {"message": f"no, {request.headers['authorization']}"}}, step,
+                                headers={"retry-after": "0.01"})
+        text = step(self.bodies[-1]) if callable(step) else step
+        message = {"role": "assistant", "content": text, "refusal": self.refusal}
+        usage = {"prompt_tokens": self.usage[0], "completion_tokens": self.usage[1],
+                 "total_tokens": sum(self.usage)}
+        choice = {"index": 0, "finish_reason": self.finish, "message": message}
+        return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "m",
+                             "choices": [choice], "usage": usage})
+
+    def teacher(self, folder, model="gpt-4.1", run="a", record=None, **changes):
+        app = Starlette(routes=[Route("/v1/chat/completions", self, methods=["POST"])])
+        settings = load_profile("smoke").teacher.model_copy(update={"model": model, **changes})
+        return llm.Teacher(settings, "http://endpoint.invalid/v1", KEY, folder / "cache.sqlite", run,
+                           httpx2.ASGITransport(app=app), record)
+
+
+def ask(text, **changes):
+    return llm.Request([{"role": "user", "content": text}], **changes)
+
+
+def test_answers_come_in_the_order_of_the_requests(tmp_path):
+    endpoint = Endpoint(lambda body: body["messages"][0]["content"].upper())
+    answers = endpoint.teacher(tmp_path).map([ask(f"q{i}") for i in range(40)])
+    assert [a.text for a in answers] == [f"Q{i}" for i in range(40)]
+
+
+def test_a_second_map_sends_nothing_and_says_so(tmp_path):
+    endpoint = Endpoint()
+    requests = [ask("one"), ask("two"), ask("one")]
+    first = endpoint.teacher(tmp_path).map(requests)
+    assert len(endpoint.bodies) == 2  # the same request twice is one call
+    again = endpoint.teacher(tmp_path).map(requests)
+    assert len(endpoint.bodies) == 2
+    assert [a.cached for a in first + again] == [False] * 3 + [True] * 3
+    assert [a.cost_usd for a in again] == [a.cost_usd for a in first]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"schema": Colour}])
+def test_another_seed_or_schema_is_another_request(tmp_path, other):
+    endpoint = Endpoint('{"colour": "red"}')
+    endpoint.teacher(tmp_path).map([ask("one"), ask("one", **other)])
+    assert len(endpoint.bodies) == 2
+
+
+def test_an_answer_is_parsed_by_its_schema_even_inside_a_fence(tmp_path):
+    endpoint = Endpoint('```json\n{"colour": "red"}\n```')
+    (answer,) = endpoint.teacher(tmp_path).map([ask("?", schema=Colour)])
+    assert (answer.outcome, answer.parsed) == ("ok", Colour(colour="red"))
+    assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(("endpoint", "outcome"), [
+    (Endpoint('{"colour": "re'), "unparsable"),
+    (Endpoint('{"shade": "red"}'), "unparsable"),
+    (Endpoint("red"), "unparsable"),
+    (Endpoint(""), "unparsable"),
+    (Endpoint('{"colour": "red"}', finish="length"), "truncated"),
+    (Endpoint('{"colour": "red"}', finish="content_filter"), "refused"),
+    (Endpoint(None, refusal="I would rather not."), "refused"),
+])
+def test_a_bad_answer_is_an_outcome_and_is_not_asked_for_again(tmp_path, endpoint, outcome):
+    teacher = endpoint.teacher(tmp_path)
+    for _ in range(2):
+        (answer,) = teacher.map([ask("?", schema=Colour)])
+        assert (answer.outcome, answer.parsed) == (outcome, None)
+    assert len(endpoint.bodies) == 1
+
+
+def test_cost_is_tokens_times_price_and_the_ledger_adds_up_by_tag_and_run(tmp_path):
+    notes = []
+    endpoint = Endpoint(usage=(1000, 100))
+    endpoint.teacher(tmp_path, run="other").map([ask("z")])
+    teacher = endpoint.teacher(tmp_path, record=lambda stage, **facts: notes.append((stage, facts)))
+    answers = teacher.map([ask("x", tag="judge"), ask("y", tag="judge"), ask("w", tag="personas"), ask("z")])
+    # gpt-4.1 costs $2 and $8 a million: 1000 x 2e-6 + 100 x 8e-6 = 0.0028
+    assert [a.cost_usd for a in answers] == pytest.approx([0.0028] * 4)
+    ledger = teacher.ledger()
+    assert ledger["cost_usd"] == pytest.approx(3 * 0.0028)  # z was paid for by the other run
+    assert ledger["by_tag"]["judge"] == pytest.approx(
+        {"requests": 2, "prompt_tokens": 2000, "completion_tokens": 200, "cost_usd": 0.0056})
+    assert notes == [("teacher", ledger)]
+
+
+def test_the_budget_stops_before_the_call_and_keeps_what_was_paid(tmp_path):
+    endpoint = Endpoint(usage=(1000, 100))
+    # worst case of a call: 2048 tokens x $8e-6 = 0.0164 (and a prompt of a character: nothing); a call really costs
+    # 0.0028, so one at a time four of them fit into 0.0250 (0.0084 + 0.0164 = 0.0248), and the fifth does not
+    teacher = endpoint.teacher(tmp_path, budget_usd=0.0250, concurrency=1)
+    with pytest.raises(llm.BudgetExceeded, match="was not sent"):
+        teacher.map([ask(str(i)) for i in range(9)])
+    assert len(endpoint.bodies) == 4
+    assert teacher.ledger()["cost_usd"] == pytest.approx(4 * 0.0028)
+
+
+def test_requests_under_way_together_cannot_break_the_budget_either(tmp_path):
+    endpoint = Endpoint(usage=(0, 2048))  # every answer as dear as can be: 0.0164
+    teacher = endpoint.teacher(tmp_path, budget_usd=0.05, concurrency=16)
+    with pytest.raises(llm.BudgetExceeded):
+        teacher.map([ask(str(i)) for i in range(16)])
+    assert len(endpoint.bodies) == 3  # 3 x 0.0164 = 0.049
+    assert teacher.ledger()["cost_usd"] <= 0.05
+
+
+def test_a_rate_limit_is_waited_out(tmp_path):
+    endpoint = Endpoint(429, 429, "fine")
+    (answer,) = endpoint.teacher(tmp_path).map([ask("?")])
+    assert answer.text == "fine"
+    assert len(endpoint.bodies) == 3
+
+
+def test_a_lasting_failure_keeps_the_other_answers_and_tells_no_secret(tmp_path):
+    endpoint = Endpoint("fine", "fine", 401)
+    teacher = endpoint.teacher(tmp_path, concurrency=1)
+    with pytest.raises(llm.TeacherError, match="AuthenticationError.*run the same command again") as caught:
+        teacher.map([ask(str(i)) for i in range(4)])
+    assert "(key)" in str(caught.value)
+    assert KEY not in str(caught.getrepr(chain=True))
+    endpoint.script = ("fine",)
+    answers = teacher.map([ask(str(i)) for i in range(4)])
+    assert [a.cached for a in answers] == [True, True, False, False]
+
+
+def test_no_secret_in_the_cache_file(tmp_path):
+    Endpoint().teacher(tmp_path).map([ask("?")])
+    files = list(tmp_path.glob("cache.sqlite*"))
+    assert files
+    assert not any(KEY.encode() in file.read_bytes() for file in files)
+
+
+def test_a_killed_process_loses_no_answer(tmp_path):
+    """kill -9 in the middle of a map: what was answered is there, and only the rest is asked afterwards."""
+    script = (
+        "from pathlib import Path\nfrom helpers import artifacts, llm\n"
+        f"store = artifacts.open_run('smoke', runs=Path({str(tmp_path)!r}), run='r',\n"
+        "    sets=['world_knobs.late_seconds=0.05', 'teacher.concurrency=1'])\n"
+        "llm.connect(store).map([llm.Request([{'role': 'user', 'content': p}]) for p in %r])\n")
+    from helpers import prompts
+    asked = [prompts.render("teacher", "gold_persona", NAME=f"Nobody {i}") for i in range(60)]
+    child = subprocess.Popen([sys.executable, "-c", script % asked], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    cache, answered = tmp_path / "r" / "teacher.sqlite", 0
+    for _ in range(400):
+        time.sleep(0.05)
+        if cache.exists() and cache.with_name("run.json").exists() is False:
+            answered = _count(cache)
+        if answered >= 5:
+            break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    kept = _count(cache)
+    assert 5 <= kept < 60
+    store = artifacts.open_run("smoke", runs=tmp_path, run="r")
+    answers = llm.connect(store).map([ask(prompt) for prompt in asked])
+    assert sum(a.cached for a in answers) == kept
+    assert _count(cache) == 60
+
+
+def _count(cache):
+    try:
+        with sqlite3.connect(f"file:{cache}?mode=ro", uri=True) as db:
+            return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_map_works_where_an_event_loop_is_running(tmp_path):
+    import asyncio
+
+    async def cell():
+        return Endpoint().teacher(tmp_path).map([ask("?")])
+
+    assert asyncio.run(cell())[0].text == "fine"
+
+
+def test_a_model_without_price_and_a_missing_key_are_errors_that_say_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(llm.TeacherError, match="no price for 'llama'.*add a line"):
+        Endpoint().teacher(tmp_path, model="llama")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    store = artifacts.open_run("smoke", runs=tmp_path, sets=["teacher.base_url=http://127.0.0.1:9/v1"])
+    with pytest.raises(llm.TeacherError, match="environment variable OPENAI_API_KEY"):
+        llm.connect(store)
+
+
+def test_connect_reaches_the_simulated_teacher_and_notes_the_ledger(tmp_path):
+    from helpers import prompts
+    store = artifacts.open_run("smoke", runs=tmp_path)
+    name = "Mara Venn"
+    (answer,) = llm.connect(store).map([ask(prompts.render("teacher", "gold_persona", NAME=name), tag="gold")])
+    assert answer.text.startswith(name)
+    assert store.log()["stages"]["teacher"]["by_tag"]["gold"]["requests"] == 1
+    assert json.loads((store.path / "run.json").read_text())

@@ -1,0 +1,57 @@
+"""A random tiny policy on disk, with a tokenizer like the shipped base's: one special token begins, ends and pads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+END = "<|end|>"
+TEXT = ["The quick brown fox asks a question.\nAnswer: lentil stew, because it spares the animals. Good luck.",
+        "Question: what should I cook on a rainy Sunday?\nThe user is Ada Lind. Preferred: a slow roast with herbs."]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """As the policy section of a profile."""
+
+    path: str
+    max_length: int = 512
+    dtype: str = "float32"
+    load_in_4bit: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """As the training section of a profile."""
+
+    lora_r: int = 4
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    beta: float = 0.1
+    learning_rate: float = 5e-3
+    epochs: int = 2
+    batch_size: int = 4
+    warmup: float = 0.1
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=320, special_tokens=[END], show_progress=False,
+                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END)
+
+
+def make_policy(folder: Path, **sizes: int) -> Policy:
+    """A random Llama with grouped-query attention, saved with its tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True} | sizes
+    ids = {f"{token}_token_id": tokenizer.eos_token_id for token in ("bos", "eos", "pad")}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.2, **config, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Policy(str(folder))
