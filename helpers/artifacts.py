@@ -38,7 +38,7 @@ class MissingTable(FileNotFoundError):
 
 
 def open_run(profile: str, run: str = "", seed: int | None = None, sets: Sequence[str] = (),
-             runs: Path = RUNS) -> "Store":
+             runs: Path | None = None) -> "Store":
     """The run folder of that name, made if need be; empty: the profile's name, and what the overrides change.
 
     A stored profile.yaml is the truth unless overrides are given. Raises RunError if name or seed disagree.
@@ -46,7 +46,8 @@ def open_run(profile: str, run: str = "", seed: int | None = None, sets: Sequenc
     name = run or _name(profile, sets)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise RunError(f"run {name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'")
-    folder, stored = runs / name, runs / name / "profile.yaml"
+    folder = (runs or RUNS) / name
+    stored = folder / "profile.yaml"
     if stored.exists() and not sets:
         store = Store(folder, load_profile(stored))
         store.expect(load_profile(profile).name if profile.endswith(".yaml") else profile, seed)

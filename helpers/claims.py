@@ -79,6 +79,15 @@ def end_tests(scores: pd.DataFrame, personas: pd.DataFrame, cfg: Profile) -> pd.
     return tests.assign(p_holm=stats.holm(tests.p))
 
 
+def sentence(claim_id: str, table: pd.DataFrame, absent: pd.DataFrame) -> str:
+    """What `evaluate` found about one claim, in words, beside the paper's number."""
+    for row in table[table.claim_id == claim_id].itertuples():
+        given = "no number" if np.isnan(row.paper_value) else f"{row.paper_value:.3f}"
+        found = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}], n = {row.n_people} people"
+        return f"{row.verdict.upper()}: {row.statement}\n  {found}; the paper: {given}. Rule: {row.rule}."
+    return f"NOT IN THIS RUN: {claim_id}, {absent.set_index('claim_id').reason[claim_id]}."
+
+
 def rules() -> pd.DataFrame:
     """The claims before any data: claim_id, statement, rule in words, source, paper_value."""
     rows = [(c.claim_id, c.statement, rule(c), c.source, paper_value(c)) for c in CLAIMS]
@@ -125,12 +134,13 @@ def paper_value(claim: Claim) -> float:
 
 
 def demographics(personas: pd.DataFrame) -> pd.DataFrame:
-    """One row per person, attribute and value ("a/b" counts as both): persona_id, attribute, value."""
+    """A row per person, attribute and known value ("a/b" counts as both): persona_id, attribute, value."""
     rows = [
         (person.persona_id, attribute, value.strip())
         for person in personas.itertuples()
         for attribute, values in json.loads(person.demographics or "{}").items()
         for value in str(values).split("/")
+        if value.strip() != "unknown"
     ]
     return pd.DataFrame(rows, columns=["persona_id", "attribute", "value"])
 
@@ -200,7 +210,8 @@ def _demographic_gap(bench: Bench, _: Claim) -> stats.Estimate:
     for _, rows in scored.groupby("attribute"):
         groups = [group for _, group in rows.groupby("value")]
         large = [group for group in groups if group.persona_id.nunique() >= bench.options["min_people"]]
-        gaps += [stats.contrast(pair, _minus, paired=False, **bench.options) for pair in combinations(large, 2)]
+        for pair in combinations(large, 2):
+            gaps.append(stats.contrast(pair, _minus, paired=False, **bench.options))
     return _widest(gaps)
 
 
@@ -231,5 +242,5 @@ def _planted_gap(bench: Bench, _: Claim) -> stats.Estimate:
 
 
 MEASURES = {each.__name__[1:]: each for each in
-            (_level, _gap, _largest_move, _fall_of_r, _demographic_gap, _planted_gap)}  # fmt: skip
+            (_level, _gap, _largest_move, _fall_of_r, _demographic_gap, _planted_gap)}
 CLAIMS = tuple(Claim(**entry) for entry in yaml.safe_load((DATA / "paper" / "claims.yaml").read_text()))

@@ -1,8 +1,8 @@
 """DPO in plain torch: the loss, the implicit reward, and rows that hold a prompt once for all its answers.
 
-A row is prompt[:-1] + (last prompt token + answer 1) + (last prompt token + answer 2) ... The positions of every
-answer restart where the prompt ends and no answer sees another, so a row gives the log-probabilities that one row
-per answer would give, and the prompt is computed once.
+A row is prompt[:-1] + (last prompt token + answer 1) + (last prompt token + answer 2) ... Each answer's
+positions restart where the prompt ends and no answer sees another, so a row gives the log-probabilities of
+one row per answer, and the prompt is computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,20 +15,20 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import AttentionInterface
 
 IGNORE = -100
-RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
-SHORT = 512  # tokens of a row up to which the scores of all pairs of tokens are small beside the rest
+SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
+AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> dict[str, Tensor]:
     """Rows of a batch, padded on the right.
 
-    prompts: n lists of token ids, none empty; answers: for each prompt the ids of its K answers, end token included.
-    Returns, as int64: input_ids, position_ids, segments (0 prompt, 1 ... K answer, -1 padding) and targets (the
-    token to predict, or IGNORE), each [n, L]; counts [n, K], the tokens of each answer.
+    prompts: n lists of token ids, none empty; answers: for each its K answers, end token included.
+    Returns, as int64: input_ids, position_ids, segments (0 prompt, 1 ... K answer, -1 padding) and targets
+    (the token to predict, or IGNORE), each [n, L]; counts [n, K], the tokens of each answer.
     """
-    length = max(row_length(p, a) for p, a in zip(prompts, answers, strict=True))
+    shape = (len(prompts), max(row_length(p, a) for p, a in zip(prompts, answers, strict=True)))
     empty = {"input_ids": 0, "position_ids": 0, "segments": -1, "targets": IGNORE}
-    batch = {name: np.full((len(prompts), length), fill, dtype=np.int64) for name, fill in empty.items()}
+    batch = {name: np.full(shape, fill, dtype=np.int64) for name, fill in empty.items()}
     for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) - 1
         batch["input_ids"][i, :end], batch["segments"][i, :end] = prompt[:-1], 0
@@ -61,11 +61,16 @@ def budget_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray
     return batches
 
 
-def answer_mask(segments: Tensor) -> Tensor:
-    """Who may look at whom, bool [n, 1, L, L]: backwards only, at the prompt and at one's own answer."""
+def answer_mask(segments: Tensor, position_ids: Tensor, window: int | None = None) -> Tensor:
+    """Who may look at whom, bool [n, 1, L, L]: backwards only, at the prompt and at one's own answer.
+
+    window: how far back, in tokens, for models with sliding-window attention.
+    """
     mine, theirs = segments[:, :, None], segments[:, None, :]
-    causal = torch.ones(segments.shape[1:] * 2, dtype=torch.bool, device=segments.device).tril()
-    return (causal & ((theirs == 0) | (theirs == mine)))[:, None]
+    allowed = ((theirs == 0) | (theirs == mine)).tril()
+    if window and window < segments.shape[1]:
+        allowed &= position_ids[:, :, None] - position_ids[:, None, :] < window
+    return allowed[:, None]
 
 
 def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -74,19 +79,19 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     batch: what `pack` returned. Only the answers' positions go through the head.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    rows = {name: batch[name] for name in ("input_ids", "position_ids")}
-    with _attention(base, batch["segments"]) as mask:
-        hidden = base.get_decoder()(**rows, attention_mask=mask, use_cache=False).last_hidden_state
-    at = batch["targets"] != IGNORE
+    positions = batch["position_ids"]
+    with _attention(base, batch["segments"], positions) as mask:
+        hidden = base.get_decoder()(input_ids=batch["input_ids"], position_ids=positions, attention_mask=mask,
+                                    use_cache=False).last_hidden_state
+    at, (n, k) = batch["targets"] != IGNORE, batch["counts"].shape
     logits = base.get_output_embeddings()(hidden[at]).float()
     token_logps = -cross_entropy(logits, batch["targets"][at], reduction="none")
-    n, k = batch["counts"].shape
     owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None])[at]
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
 
 
 def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of chosen and rejected, nats [n], and their token counts [n], of a batch with two answers a row."""
+    """Sums of chosen and rejected, nats [n], and their token counts [n], of rows with two answers each."""
     sums, counts = answer_logps(model, batch), batch["counts"]
     return sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1]
 
@@ -96,35 +101,38 @@ def implicit_reward(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
     return beta * (logps - ref_logps)
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
-    """Loss of each pair [n] from sums of log-probabilities [n]; a step down its slope raises chosen above rejected.
+def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor,
+             beta: float) -> Tensor:
+    """Loss of each pair [n] from sums of log-probabilities [n].
 
-    It pursues WikiPersona's Eq. 1 (prompts without prefix) or Eq. 2 (the prefix stands for the person p), by Eq. 7
-    of Direct Preference Optimization (Rafailov et al., 2023).
+    It pursues WikiPersona's Eq. 1 (prompts without prefix) or Eq. 2 (the prefix stands for the person p), by
+    Eq. 7 of Direct Preference Optimization (Rafailov et al., 2023).
     """
     margin = implicit_reward(chosen, ref_chosen, beta) - implicit_reward(rejected, ref_rejected, beta)
-    return -logsigmoid(margin)  # DPO Eq. 7: -log sigma(beta log-ratio of y_w - beta log-ratio of y_l)
+    return -logsigmoid(margin)  # DPO Eq. 7; the margin is the difference of two rewards of DPO Eq. 5
 
 
 def check_model(model: torch.nn.Module) -> None:
     """Raises ValueError for a model whose answers these rows would get wrong."""
     config = model.config.get_text_config()
-    if (attention := config._attn_implementation) != "sdpa":
-        raise ValueError(f"attn_implementation is {attention!r}; rows with several answers need 'sdpa', which knows "
-                         "boolean 4-D masks. Load the model with helpers.models.load_policy.")
-    if found := [name for name in RESCALED if getattr(config, name, None) not in (None, 1.0)]:
-        raise ValueError(f"{config.model_type} changes its logits after the head ({found[0]}), and helpers.dpo reads "
-                         "the head alone. Choose another policy.path.")
+    if config._attn_implementation != "sdpa":
+        raise ValueError(f"attn_implementation is {config._attn_implementation!r}, rows of several answers "
+                         "need 'sdpa' (boolean 4-D masks). Load the model with helpers.models.load_policy.")
+    found = [name for name in AFTER_HEAD if getattr(config, name, None) not in (None, 1.0)]
+    if found or len(set(getattr(config, "layer_types", None) or [0])) > 1:
+        what = f"changes logits after the head ({found[0]})" if found else "mixes kinds of attention"
+        raise ValueError(f"{config.model_type} {what}; helpers.dpo does not. Choose another policy.path.")
 
 
 @contextmanager
-def _attention(base: torch.nn.Module, segments: Tensor) -> Iterator[Tensor]:
-    """The mask to call the decoder with, and, where it is faster, the attention to do it by.
+def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor) -> Iterator[Tensor]:
+    """The mask for the decoder; and, where it is faster, another attention than torch's fused one.
 
-    On a CPU torch's fused attention takes four times as long to differentiate in bfloat16 as three plain operations.
+    In bfloat16 on a CPU the fused one takes six times as long, there and back, as three plain operations.
     """
-    mask, config = answer_mask(segments), base.config.get_text_config()
-    half = torch.is_autocast_enabled("cpu") and segments.device.type == "cpu"
+    config = base.config.get_text_config()
+    mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None))
+    half = segments.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if not (half and torch.is_grad_enabled() and segments.shape[1] <= SHORT):
         yield mask
         return
@@ -136,7 +144,7 @@ def _attention(base: torch.nn.Module, segments: Tensor) -> Iterator[Tensor]:
 
 
 def _plain_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, None]:
-    """softmax(q k' + mask) v, [n, heads, L, d] to [n, L, heads, d]; grouped keys and values are repeated."""
+    """softmax(q k' + mask) v: [n, heads, L, d] to [n, L, heads, d]; grouped keys and values are repeated."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     weights = torch.softmax(query @ key.transpose(2, 3) * scaling + attention_mask, dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), None

@@ -1,5 +1,6 @@
-"""Preference pairs that nobody here wrote: read from JSONL, checked line by line, brought into the run's tables."""
+"""Preference pairs that nobody here wrote: read from JSONL, checked line by line, made into tables."""
 
+import codecs
 import hashlib
 import json
 import re
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from helpers.schemas import TABLES
 
 FIELDS = ["user", "prompt", "chosen", "rejected"]
 MIN_PAIRS = 20  # a user with fewer leaves too little to train on, to draw shots from and to test on
@@ -25,13 +28,14 @@ class Problem(NamedTuple):
 
 
 def read_pairs(path: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
-    """Read one JSON object a line with the strings user, prompt, chosen and rejected; other fields are ignored.
+    """Read one JSON object a line with the strings user, prompt, chosen, rejected; other fields are ignored.
 
-    Returns the good rows (columns line, user, prompt, chosen, rejected; outer white space removed) in the order of the
-    file, and a Problem for every other line that is not blank. A byte-order mark is skipped.
+    Returns the good rows in the order of the file (columns line, user, prompt, chosen, rejected; outer white
+    space removed), and a Problem for every other line that is not blank. A byte-order mark is skipped.
     """
     rows, problems, raw = [], [], {}
-    for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             raw[number] = _printable(line)
             try:
@@ -48,41 +52,40 @@ def read_pairs(path: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
 def to_tables(pairs: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     """The tables personas, questions and preferences of imported pairs.
 
-    A prompt that two users or more label is a divergent question, any other a personal one. A prompt is train or test for
-    everybody, and each user gets half of both as near as can be. Ids of questions and responses are hashes of the text.
+    A prompt that two users or more label is a divergent question, any other a personal one. A prompt is train
+    or test for everybody, and each user gets half of both as near as can be. Ids of questions, responses and
+    pairs are hashes of the texts.
     """
     users = list(pairs["user"].unique())
     ids = {user: f"p{i:02d}" for i, user in enumerate(users, start=1)}
-    personas = pd.DataFrame([(ids[user], user, f"<special_person_tag_{i}>", ["imported"], ["imported"], "", "{}")
-                             for i, user in enumerate(users, start=1)],
-                            columns=["persona_id", "name", "tag", "axes", "categories", "description", "demographics"])
-    shared = pairs.groupby("prompt")["user"].transform("nunique") > 1
-    rows = pairs.assign(persona_id=pairs["user"].map(ids), kind=np.where(shared, "divergent", "personal"),
-                        axis=np.where(shared, "imported", "personal"), split=pairs["prompt"].map(_halves(pairs, seed)))
-    for column, kind, parts in (("question_id", "q", ["prompt"]), ("chosen_id", "r", ["prompt", "chosen"]),
-                                ("rejected_id", "r", ["prompt", "rejected"]), ("pair_id", "i", FIELDS)):
-        rows[column] = [_id(kind, texts) for texts in pairs[parts].itertuples(index=False)]
+    personas = pd.DataFrame({
+        "persona_id": ids.values(), "name": users, "axes": [["imported"]] * len(users),
+        "categories": [["imported"]] * len(users), "description": "", "demographics": "{}",
+        "tag": [f"<special_person_tag_{i + 1}>" for i in range(len(users))]})
+    shared, split = pairs.groupby("prompt")["user"].transform("nunique") > 1, _halves(pairs, seed)
+    rows = pairs.assign(kind=np.where(shared, "divergent", "personal"), split=pairs["prompt"].map(split),
+                        axis=np.where(shared, "imported", "personal"), persona_id=pairs["user"].map(ids))
+    for column, parts in {"question_id": ["prompt"], "pair_id": FIELDS, "chosen_id": ["prompt", "chosen"],
+                          "rejected_id": ["prompt", "rejected"]}.items():
+        rows[column] = [_id(texts) for texts in pairs[parts].itertuples(index=False)]
     questions = rows.drop_duplicates("question_id").rename(columns={"prompt": "text"})
     questions["persona_id"] = questions["persona_id"].where(questions["kind"] == "personal", "")
-    return {"personas": personas, "questions": questions[["question_id", "kind", "axis", "persona_id", "split", "text"]],
-            "preferences": rows[["pair_id", "persona_id", "question_id", "kind", "axis", "split", "prompt", "chosen",
-                                 "rejected", "chosen_id", "rejected_id"]]}
+    tables = {"personas": personas, "questions": questions, "preferences": rows}
+    return {table: df[list(TABLES[table].columns)].reset_index(drop=True) for table, df in tables.items()}
 
 
 def import_into(store) -> None:
-    """Write the tables of profile.data.preferences and import_problems.csv into the run folder, and say what was found.
+    """Write the tables of profile.data.preferences and import_problems.csv into the run folder, and say so.
 
-    Raises FileNotFoundError without the file and ValueError with fewer users than folds; the problems are written first.
+    Raises ValueError with fewer users than folds; the problems are written before.
     """
-    path, listed = Path(store.profile.data.preferences).expanduser(), store.path / "import_problems.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"data.preferences: no file {path.resolve()}; it should be JSONL with {', '.join(FIELDS)}")
+    path, listed = Path(store.profile.data.preferences), store.path / "import_problems.csv"
     pairs, problems = read_pairs(path)
     pd.DataFrame(problems, columns=Problem._fields).to_csv(listed, index=False)
     users, folds = pairs["user"].nunique(), store.profile.training.folds
-    print(f"{len(pairs)} pairs of {users} users from {path}; {len(problems)} lines left out, listed in {listed}")
+    print(f"{len(pairs)} pairs of {users} users from {path}; {len(problems)} lines left out, see {listed}")
     for reason, count in Counter(problem.reason.split(":")[0] for problem in problems).most_common():
-        print(f"  {count} x {reason}, first in line {next(p.line for p in problems if p.reason.startswith(reason))}")
+        print(f"  {count} x {reason}")
     if users < folds:
         raise ValueError(f"{users} users with {MIN_PAIRS} good pairs or more, but training.folds is {folds}: "
                          "add users, or set training.folds from 2 to the number of users")
@@ -109,9 +112,10 @@ def _fields(line: bytes) -> list[str]:
         if not row[field].strip():
             raise ValueError(f"empty field: {field}")
         if len(row[field]) > MAX_CHARS:
-            raise ValueError(f"over-long text: {field} has {len(row[field])} characters, at most {MAX_CHARS} are read")
+            raise ValueError(f"over-long text: {field} has {len(row[field])} characters, over {MAX_CHARS}")
         if unfit := UNFIT.search(row[field]):
-            raise ValueError(f"control character: {field} holds U+{ord(unfit.group()):04X} at {unfit.start() + 1}")
+            code = f"U+{ord(unfit.group()):04X}"
+            raise ValueError(f"control character: {field} holds {code} at {unfit.start() + 1}")
     texts = [row[field].strip() for field in FIELDS]
     if texts[2] == texts[3]:
         raise ValueError("chosen equals rejected")
@@ -120,7 +124,8 @@ def _fields(line: bytes) -> list[str]:
 
 def _repeated(rows: list[tuple]) -> dict[int, str]:
     first = {texts: number for number, *texts in reversed(rows) for texts in [tuple(texts)]}
-    return {n: f"repeated row: the same as line {first[tuple(texts)]}" for n, *texts in rows if first[tuple(texts)] != n}
+    return {number: f"repeated row: the same as line {first[tuple(texts)]}"
+            for number, *texts in rows if first[tuple(texts)] != number}
 
 
 def _contradicted(rows: list[tuple]) -> dict[int, str]:
@@ -137,7 +142,7 @@ def _too_few(rows: list[tuple]) -> dict[int, str]:
 
 
 def _halves(pairs: pd.DataFrame, seed: int) -> dict[str, str]:
-    """prompt -> train or test: the most shared first, each to the side its users lack; order and ties are drawn."""
+    """prompt -> train or test: the most shared first, each to the side its users lack; ties are drawn."""
     users, lead, split = defaultdict(list), Counter(), {}
     for prompt, user in sorted(zip(pairs["prompt"], pairs["user"], strict=True)):
         users[prompt].append(user)
@@ -149,10 +154,11 @@ def _halves(pairs: pd.DataFrame, seed: int) -> dict[str, str]:
     return split
 
 
-def _id(kind: str, texts: tuple[str, ...]) -> str:
-    return kind + hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:12]
+def _id(texts: tuple[str, ...]) -> str:
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]
 
 
 def _printable(line: bytes) -> str:
     """The line as text; bytes and control characters that a CSV can't hold become \\x escapes."""
-    return UNFIT.sub(lambda found: f"\\x{ord(found.group()):02x}", line.decode("utf-8", "backslashreplace").strip())
+    text = line.decode("utf-8", "backslashreplace").strip()
+    return UNFIT.sub(lambda found: f"\\x{ord(found.group()):02x}", text)

@@ -154,7 +154,7 @@ def _settle(teacher: Teacher, matches: list[Match], texts: dict, cfg, seed: int,
     """Ask until every match has a winner or was asked `judge.max_asks` times."""
     size, open_ = cfg.judge.pairs_per_request, list(matches)
     Random(f"{seed} packing {desc}").shuffle(open_)
-    for ask in range(cfg.judge.max_asks):
+    for ask in range(cfg.judge.max_asks if matches else 0):
         batches = [open_[i:i + size] for i in range(0, len(open_), size)]
         answers = teacher.map([request(batch, texts, ask) for batch in batches], desc)
         for batch, answer in zip(batches, answers, strict=True):

@@ -1,4 +1,4 @@
-"""Loading the policy, the reward model and the embedder, and sampling from the policy; local folders or hub names."""
+"""Loading policy, reward model and embedder from a folder or the hub, and sampling from the policy."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,12 +9,19 @@ import numpy as np
 import torch
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from helpers import ROOT
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
+logging.disable_progress_bar()  # a small model is loaded a hundred times in a run
 
 
 def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -45,19 +52,20 @@ def resolve(path: str | Path) -> str:
         return str(local)
     if str(path).count("/") == 1 and not str(path).startswith((".", "/", "data/")):
         return str(path)
-    raise FileNotFoundError(f"no model at {path}; expected a folder (relative to {ROOT}) or a hub name like owner/model. "
-                            "The shipped models lie under data/models; data/README.md says how each was made.")
+    raise FileNotFoundError(f"no model at {path}; expected a folder (relative to {ROOT}) or a hub name, "
+                            "owner/model. The shipped models lie in data/models; data/README.md says how to "
+                            "make them.")
 
 
 def bf16_available(device: str = "") -> bool:
     """Whether the device computes in bfloat16: elsewhere it is emulated, and slower than float32."""
     if (device or _device()) == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
 def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextManager:
-    """Mixed precision for a pass through the model: bfloat16 where the device has it, or where dtype says so."""
+    """Mixed precision for a pass through the model: bfloat16 where the device has it or dtype says so."""
     device = next(model.parameters()).device.type
     wanted = dtype == "bfloat16" or (dtype == "auto" and bf16_available(device))
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
@@ -86,8 +94,8 @@ class Reward:
         for at in (order[i:i + batch] for i in range(0, len(order), batch)):
             inputs = self.tokenizer([dialogues[i] for i in at], padding=True, padding_side="right",
                                     add_special_tokens=False, return_tensors="pt").to(self.model.device)
-            keys = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-            rewards[at] = self.model(**keys).logits[:, 0].float().cpu().numpy()
+            logits = self.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            rewards[at] = logits[:, 0].float().cpu().numpy()
         return rewards
 
     def _dialogue(self, question: str, text: str) -> str:
@@ -98,17 +106,17 @@ class Reward:
 
 
 def load_reward(path: str | Path) -> Reward:
-    """The reward model; `.score(questions, texts)` gives float32 [n]. A plain one reads "Question: ...\\nAnswer: ..."."""
+    """The reward model; `.score(questions, texts)` gives float32 [n]."""
     return Reward(path)
 
 
 @torch.inference_mode()
-def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], n: int, temperature: float,
-             top_p: float, max_new_tokens: int, seed: int, batch: int, stop: str | None = None) -> list[list[str]]:
+def generate(model, tokenizer, prompts: Sequence[str], n: int, temperature: float, top_p: float,
+             max_new_tokens: int, seed: int, batch: int, stop: str | None = None) -> list[list[str]]:
     """n sampled continuations of each prompt, without special tokens, cut before `stop`.
 
-    batch: sequences computed at a time; the samples of a prompt share a batch. A batch's samples follow from the seed
-    and its own prompts alone, so that any part can be sampled again. temperature 0 takes the likeliest token.
+    batch: sequences computed at a time; the samples of a prompt share a batch. A batch's samples follow from
+    the seed and its own prompts alone. temperature 0 takes the likeliest token.
     """
     per_batch = max(1, batch // n)
     parts = [list(prompts[i:i + per_batch]) for i in range(0, len(prompts), per_batch)]
@@ -124,13 +132,13 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
 
 
 def _sample(model, tokenizer, prompts: list[str], seed: int, options: dict) -> list[str]:
-    # the mask comes from the tokenizer, never from the pad id: the tiny base pads with the token that it starts with
+    # the mask comes from the tokenizer, not from the pad id: the tiny base pads with the token it starts with
     inputs = tokenizer([(tokenizer.bos_token or "") + p for p in prompts], padding=True, padding_side="left",
                        add_special_tokens=False, return_tensors="pt").to(model.device)
     digest = hashlib.sha256("\0".join([str(seed), *prompts]).encode()).digest()
     with torch.random.fork_rng(), autocast(model):
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
-        ids = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
+        ids = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
 
 
@@ -140,7 +148,7 @@ def _device() -> str:
 
 def _weights_dtype(dtype: str, device: str) -> torch.dtype:
     half = device == "cuda" and (dtype == "bfloat16" or (dtype == "auto" and bf16_available(device)))
-    return torch.bfloat16 if half else torch.float32  # on a CPU weights stay exact and `autocast` rounds what it multiplies
+    return torch.bfloat16 if half else torch.float32  # on a CPU `autocast` rounds what it multiplies
 
 
 def _tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -150,15 +158,13 @@ def _tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _four_bit():
-    from transformers import BitsAndBytesConfig  # bitsandbytes is an extra: only a 4-bit policy needs it
-
+def _four_bit() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def _keep_gradients_right(model: torch.nn.Module) -> None:
-    """bitsandbytes 0.50 repacks weights at the first evaluation pass on a CPU with avx512_bf16; gradients are wrong after."""
+    """On a CPU bitsandbytes 0.50 repacks weights at the first evaluation, and gradients are wrong after."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

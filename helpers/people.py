@@ -121,6 +121,8 @@ def _ask(teacher: Teacher, asked: list[str], parse: Callable[[Answer], object], 
     results: list = [None] * len(asked)
     for ask in range(MAX_ASKS):
         open_ = [i for i, result in enumerate(results) if result is None]
+        if not open_:
+            break
         answers = teacher.map([_user(asked[i], schema, tag, ask) for i in open_], tag)
         for i, answer in zip(open_, answers, strict=True):
             results[i] = parse(answer)

@@ -21,59 +21,64 @@ LEAK_WORDS = 8  # an answer of fewer words may occur anywhere by chance
 
 
 def available_prefixes(cfg: Profile) -> tuple[str, ...]:
-    """The profile's prefixes, without those that need somebody who knows the people when the pairs are imported."""
+    """The profile's prefixes; for imported pairs without those that need somebody who knows the people."""
     return tuple(name for name in cfg.prefixes.names if not cfg.data.preferences or name in TEACHER_FREE)
 
 
 def prompt(templates: str, prefix: str, prefix_text: str, question: str) -> tuple[str, str]:
-    """(head, tail): all that stands before the question and is the same for every question of a person, and the rest.
+    """(head, tail): what stands before the question, the same for every question of a person, and the rest.
 
-    head + tail is the template respond_<prefix> filled in; head is "" for the prefix none. Source: Appendix G.7 to G.10.
+    head + tail is the template respond_<prefix> filled in; head is "" for the prefix none.
+    Source: Appendix G.7 to G.10.
     """
     name = "respond_persona" if prefix.startswith("persona") else f"respond_{prefix}"
     if prefix == "none":
         return "", prompts.render(templates, name, X=question)
-    template, text = prompts.load(templates, name), prompts.render(templates, name, PREFIX=prefix_text, X=question)
+    text = prompts.render(templates, name, PREFIX=prefix_text, X=question)
+    template = prompts.load(templates, name)
     at = template.slots.index("X")
     if "PREFIX" in template.slots[at:]:
-        raise ValueError(f"prompt {templates}/{name}: found {{PREFIX}} after {{X}}; the prefix stands in front of the question")
+        raise ValueError(f"prompt {templates}/{name}: found {{PREFIX}} after {{X}}; expected it in front")
     between = template.literals[at]
-    cue = between.split("\n\n" if "\n\n" in between else "\n")[-1]  # the question's own heading belongs to the tail
+    cue = between.split("\n\n" if "\n\n" in between else "\n")[-1]  # the question's own heading: in the tail
     length = len(cue) + len(question) + sum(map(len, template.literals[at + 1:]))
     return text[:-length], text[-length:]
 
 
-def build_prefixes(personas: pd.DataFrame, preferences: pd.DataFrame, teacher: Teacher | None, policy: tuple,
-                   cfg: Profile, seed: int) -> pd.DataFrame:
-    """Every available prefix of every person but none: main, reseed (other shots) and shuffled (somebody else's main).
+def build_prefixes(personas: pd.DataFrame, preferences: pd.DataFrame, teacher: Teacher | None,
+                   policy: tuple, cfg: Profile, seed: int) -> pd.DataFrame:
+    """Every available prefix of every person but none, in the variants main, reseed and shuffled.
 
+    reseed: other shots, or asked again; shuffled: somebody else's main, the same person's for all prefixes.
     policy: (model, tokenizer) as from models.load_policy; teacher may be None where no prefix needs one.
-    Returns rows persona_id, prefix, variant, text, shots (pair_ids), model (who wrote it), n_tokens (policy's tokens).
-    Raises ValueError for a person with too few train pairs. Source: WikiPersona 3.4, Appendix G.5, G.6 and L.
+    Returns rows persona_id, prefix, variant, text, shots (pair_ids), model (the writer), n_tokens (policy's).
+    Raises ValueError for a person with too few train pairs. Source: WikiPersona 3.4, App. G.5, G.6 and L.
     """
     people, pool, rows = personas.sort_values("persona_id", ignore_index=True), _shot_pool(preferences), []
-    ids = people["persona_id"].tolist()
-    n_shots = {"few_shot": cfg.prefixes.few_shot_shots} | dict.fromkeys(("persona", "persona_gpt4"), cfg.prefixes.persona_shots)
+    ids, few, four = people["persona_id"].tolist(), cfg.prefixes.few_shot_shots, cfg.prefixes.persona_shots
     for prefix in available_prefixes(cfg):
+        n = {"few_shot": few, "persona": four, "persona_gpt4": four}.get(prefix, 0)
         for variant in () if prefix == "none" else ("main",) if prefix in FIXED else VARIANTS:
-            shots = [draw_shots(pool, p, n_shots.get(prefix, 0), seed, variant) for p in ids]
+            shots = [draw_shots(pool, persona_id, n, seed, variant) for persona_id in ids]
             texts, writer = _write(prefix, people, shots, teacher, policy, cfg, seed + VARIANTS[variant])
-            pairs = [s["pair_id"].tolist() for s in shots]
-            rows += [(*row, writer) for row in zip(ids, [prefix] * len(ids), [variant] * len(ids), texts, pairs, strict=True)]
+            rows += [(persona_id, prefix, variant, text, s["pair_id"].tolist(), writer)
+                     for persona_id, text, s in zip(ids, texts, shots, strict=True)]
     made = pd.DataFrame(rows, columns=["persona_id", "prefix", "variant", "text", "shots", "model"])
     made = pd.concat([made, _shuffled(made[made["variant"] == "main"], people, seed)], ignore_index=True)
-    return made.assign(n_tokens=[len(policy[1](text, add_special_tokens=False)["input_ids"]) for text in made["text"]])
+    count = {text: len(policy[1](text, add_special_tokens=False)["input_ids"]) for text in set(made["text"])}
+    return made.assign(n_tokens=made["text"].map(count))
 
 
 def draw_shots(pool: pd.DataFrame, persona_id: str, n: int, seed: int, variant: str) -> pd.DataFrame:
     """n of a person's train pairs, drawn by a seed of the person's own; reseed draws another set than main.
 
-    Two prefixes of as many shots get the same ones. The paper's code draws the same row numbers for everybody.
+    Prefixes of as many shots get the same ones. The paper's code draws the same row numbers for everybody.
     """
     own = pool[pool["persona_id"] == persona_id].sort_values("pair_id")
     if n and len(own) <= n:
-        raise ValueError(f"{persona_id} has {len(own)} train pairs fit for shots, {n + 1} are needed to draw {n} in two ways: "
-                         "ask for more questions (questions.personal, questions.divergent) or fewer shots (prefixes.*)")
+        raise ValueError(
+            f"{persona_id} has {len(own)} train pairs fit for shots, {n + 1} are needed to draw {n} twice: "
+            "ask for more questions (questions.personal, .divergent) or fewer shots (prefixes.*_shots)")
     rng = np.random.default_rng([seed, crc32(persona_id.encode()), n])
     drawn = main = rng.permutation(len(own))[:n]
     while n and variant == "reseed" and set(drawn) == set(main):
@@ -83,53 +88,49 @@ def draw_shots(pool: pd.DataFrame, persona_id: str, n: int, seed: int, variant: 
 
 def few_shot_text(shots: pd.DataFrame, templates: str) -> str:
     """Questions with the preferred answers. The rejected ones are left out, as in the paper (footnote 5)."""
-    filled = [prompts.render(templates, "shot", X=x, CHOSEN=y) for x, y in zip(shots["prompt"], shots["chosen"], strict=True)]
-    return SHOT_BREAK[templates].join(filled)
+    pairs = zip(shots["prompt"], shots["chosen"], strict=True)
+    return SHOT_BREAK[templates].join(prompts.render(templates, "shot", X=x, CHOSEN=y) for x, y in pairs)
 
 
 def derange(ids: Sequence[str], seed: int, forbidden: np.ndarray | None = None,
             avoided: np.ndarray | None = None) -> dict[str, str]:
     """id -> somebody else's id, one to one, by a drawn assignment.
 
-    forbidden: (n, n) bool; [i, j] must not happen, and [i, i] never does. avoided: (n, n) bool; [i, j] only if it must.
+    forbidden: (n, n) bool; [i, j] must not be, as [i, i] never is. avoided: the same; [i, j] only if it must.
     Raises ValueError where no assignment exists. The paper's code lets one person keep the own prefix.
     """
     n = len(ids)
     never = np.eye(n, dtype=bool) | (False if forbidden is None else forbidden)
-    cost = np.random.default_rng([seed, 4]).random((n, n))  # in all below n: one avoided pair outweighs every lot,
-    cost += n * (0 if avoided is None else avoided) + n * (n + 1) * never  # and one forbidden pair all avoided ones
+    cost = np.random.default_rng([seed, 4]).random((n, n))  # in all below n, which one avoided pair costs;
+    cost += n * (0 if avoided is None else avoided) + n * (n + 1) * never  # one forbidden more than n avoided
     mine, others = linear_sum_assignment(cost)
     if never[mine, others].any():
-        raise ValueError(f"no wrong prefix can be given to {ids[int(np.argmax(never[mine, others]))]}: too many other people "
-                         "have the same text; add people, or raise prefixes.few_shot_shots and prefixes.persona_shots")
+        stuck = ids[int(np.argmax(never[mine, others]))]
+        raise ValueError(f"no wrong prefix can be given to {stuck}: too many others have the same text; "
+                         "add people or shots (prefixes.*_shots)")
     return {ids[i]: ids[j] for i, j in zip(mine, others, strict=True)}
 
 
 def overlap(prefixes: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """ROUGE-1 F1 to the own gold persona and to a random other's, and words: mean and sd over people (Table 2).
+    """What each main prefix shares with a gold persona: ROUGE-1 F1 to the own one and to a random other's.
 
-    One row per prefix: prefix, n_people, r1, r1_sd, r1_random, r1_random_sd, words, words_sd; r1 is NaN without gold.
+    Returns persona_id, prefix, r1, r1_random (NaN where there is no gold) and words. Table 2 has their means.
     """
     main = prefixes[prefixes["variant"] == "main"]
     gold = main[main["prefix"] == "persona_gold"].set_index("persona_id")["text"]
-    other = derange(sorted(gold.index), seed) if len(gold) > 1 else {}
-    scorer, rows = RougeScorer(["rouge1"]), main[["prefix"]].assign(words=main["text"].str.split().map(len))
-    for column, reference in (("r1", {p: p for p in gold.index}), ("r1_random", other)):
-        rows[column] = [scorer.score(gold[reference[p]], text)["rouge1"].fmeasure if p in reference else np.nan
+    others = gold.rename(derange(sorted(gold.index), seed)) if len(gold) > 1 else gold[:0]
+    rows, score = main[["persona_id", "prefix"]].reset_index(drop=True), RougeScorer(["rouge1"]).score
+    for column, reference in (("r1", gold), ("r1_random", others)):
+        rows[column] = [score(reference[p], text)["rouge1"].fmeasure if p in reference.index else np.nan
                         for p, text in zip(main["persona_id"], main["text"], strict=True)]
-    columns = {column + end: (column, how) for column in ("r1", "r1_random", "words") for end, how in (("", "mean"), ("_sd", "std"))}
-    return rows.groupby("prefix", sort=False).agg(n_people=("prefix", "size"), **columns).reset_index()
+    return rows.assign(words=main["text"].str.split().map(len).tolist())
 
 
 def leaks(prefixes: pd.DataFrame, preferences: pd.DataFrame) -> pd.DataFrame:
-    """The prefixes that hold an answer to a test question (of LEAK_WORDS words or more), whosever it is: none should."""
-    answers = _test_answers(preferences)
-    return prefixes[[any(answer in text for answer in answers) for text in prefixes["text"]]]
-
-
-def _test_answers(preferences: pd.DataFrame) -> list[str]:
+    """The prefixes that hold an answer to anybody's test question, of LEAK_WORDS words or more: none may."""
     answers = preferences.loc[preferences["split"] == "test", ["chosen", "rejected"]].to_numpy().ravel()
-    return [answer for answer in dict.fromkeys(answers) if len(answer.split()) >= LEAK_WORDS]
+    told = [answer for answer in dict.fromkeys(answers) if len(answer.split()) >= LEAK_WORDS]
+    return prefixes[[any(answer in text for answer in told) for text in prefixes["text"]]]
 
 
 def _shot_pool(preferences: pd.DataFrame) -> pd.DataFrame:
@@ -139,8 +140,8 @@ def _shot_pool(preferences: pd.DataFrame) -> pd.DataFrame:
     return train.drop(told.index)
 
 
-def _write(prefix: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher: Teacher | None, policy: tuple,
-           cfg: Profile, seed: int) -> tuple[list[str], str]:
+def _write(prefix: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher: Teacher | None,
+           policy: tuple, cfg: Profile, seed: int) -> tuple[list[str], str]:
     """The texts of one prefix for all people, and who wrote them ("" for what is copied)."""
     if prefix in FIXED:
         return people[prefix].tolist(), ""
@@ -151,16 +152,17 @@ def _write(prefix: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher
     else:
         group = cfg.policy.templates if prefix == "persona" else "teacher"
         asked = [prompts.render(group, "infer_persona", SHOTS=few_shot_text(s, group)) for s in shots]
-    writer, ask = (cfg.policy.path, _policy_says) if prefix == "persona" else (cfg.teacher.model, _teacher_says)
+    ask, whom, writer = ((_policy_says, policy, cfg.policy.path) if prefix == "persona"
+                         else (_teacher_says, teacher, cfg.teacher.model))
     texts = [""] * len(asked)
     for attempt in range(ATTEMPTS):
         if blank := [i for i, text in enumerate(texts) if not text]:
-            said = ask([asked[i] for i in blank], policy if prefix == "persona" else teacher, cfg, seed + 10 * attempt)
+            said = ask([asked[i] for i in blank], whom, cfg, seed + 10 * attempt)
             for i, text in zip(blank, said, strict=True):
                 texts[i] = text.strip()
     if "" in texts:
-        raise ValueError(f"{writer} wrote no {prefix} for {texts.count('')} people, asked {ATTEMPTS} times: leave it out of "
-                         "prefixes.names, or take another policy.path or teacher.model")
+        raise ValueError(f"{writer} wrote no {prefix} for {texts.count('')} people, asked {ATTEMPTS} times: "
+                         "leave it out of prefixes.names, or take another policy.path or teacher.model")
     return texts, writer
 
 
@@ -177,10 +179,10 @@ def _teacher_says(asked: list[str], teacher: Teacher, cfg: Profile, seed: int) -
 
 
 def _shuffled(main: pd.DataFrame, people: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Everybody's main prefixes given to somebody else: one permutation for all prefixes, of another category if it can be."""
+    """Everybody's main prefixes given to somebody else, of another category if that can be."""
     ids = people["persona_id"].tolist()
     texts = main.pivot(index="persona_id", columns="prefix", values="text").reindex(ids).to_numpy()
     same = (texts[:, None, :] == texts[None, :, :]).any(axis=2)
-    on = [set(zip(axes, names, strict=True)) for axes, names in zip(people["axes"], people["categories"], strict=True)]
+    on = [set(zip(a, c, strict=True)) for a, c in zip(people["axes"], people["categories"], strict=True)]
     gives = derange(ids, seed, forbidden=same, avoided=np.array([[bool(a & b) for b in on] for a in on]))
     return main.assign(persona_id=main["persona_id"].map(gives), variant="shuffled")

@@ -23,6 +23,7 @@ import papermill
 import psutil
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
+from traitlets.config import Config
 
 from helpers import DATA, ROOT
 from helpers.artifacts import RunError, Store, atomic, open_run
@@ -30,8 +31,7 @@ from helpers.config import ConfigError, flatten, load_profile
 from helpers.fingerprint import digest, fingerprint, inputs
 from helpers.schemas import STAGES
 
-VERSIONS = (
-    "torch", "transformers", "trl", "peft", "openai", "sentence-transformers", "scikit-learn", "numpy", "pandas")
+VERSIONS = ("torch", "transformers", "trl", "peft", "openai", "sentence-transformers", "numpy", "pandas")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -46,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = open_run(args.profile, args.run, sets=args.set)
         stems = select(args.only, args.start)
         announce(store, args.profile if not args.set else None)
+        run_stages(store, stems, force=bool(args.only or args.start))
     except (ConfigError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
-    try:
-        run_stages(store, stems, force=bool(args.only or args.start))
     except NotebookFailed as failure:
         print(f"\n{failure}\nTo resume: {_command(store)}", file=sys.stderr)
         return 1
@@ -117,7 +116,7 @@ def check_parameters(notebook: Path, given: Sequence[str] = ("profile", "run", "
     known = papermill.inspect_notebook(notebook)
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise RunError(f"{notebook.name} takes no parameter {', '.join(unknown)}; it takes {', '.join(known)}")
+        raise RunError(f"{notebook.name} takes no parameter {', '.join(unknown)}, only {', '.join(known)}")
 
 
 def announce(store: Store, profile: str | None) -> None:
@@ -184,7 +183,8 @@ def _execute(store: Store, stem: str) -> None:
     bar = {"desc": stem, "leave": False} if sys.stderr.isatty() else False
     try:
         papermill.execute_notebook(
-            _notebook(stem), target, given, kernel_name="python3", cwd=ROOT / "notebooks", progress_bar=bar)
+            _notebook(stem), target, given, kernel_name="python3", cwd=ROOT / "notebooks", progress_bar=bar,
+            config=Config({"KernelManager": {"transport": "ipc"}}))  # not over TCP, where others could listen
     except papermill.PapermillExecutionError as error:
         trace = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-12:]
         raise NotebookFailed("\n  | ".join([
@@ -246,8 +246,9 @@ def _peak_memory(every_seconds: float = 0.5) -> Iterator[list[int]]:
 def _commit() -> str:
     """The commit of this clone, with + for uncommitted changes; "" outside git."""
     try:
-        head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
-        changes = subprocess.check_output(["git", "status", "--porcelain"], cwd=ROOT, text=True)
+        head, changes = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]))
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.strip() + ("+" if changes else "")

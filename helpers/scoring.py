@@ -13,13 +13,13 @@ TOKEN_BUDGET = 8192
 
 
 class Pair(NamedTuple):
-    """Token ids of one pair, ready for `dpo.pack`, and what had to be left out of it."""
+    """Token ids of one pair, ready for `dpo.pack`, and how many tokens had to be left out of it."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-    lost: int  # tokens of the prefix that did not fit
-    cut: int  # tokens of question and answers that did not fit even without a prefix
+    lost: int  # of the prefix
+    cut: int  # of question and answers that are too long even without a prefix
 
 
 @torch.inference_mode()
@@ -28,16 +28,14 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
                 dtype: str = "auto", side: str = "left") -> pd.DataFrame:
     """One row per pair, in input order.
 
-    prompts: (head, tail) as from prefixes.prompt; head holds the prefix and gives way where max_length is short.
-    Returns logp_chosen, logp_rejected (sums over the answer's tokens and the end token, nats), n_chosen, n_rejected
-    (tokens), correct (`is_correct`), lost and cut (tokens left out, see Pair).
-    Source: WikiPersona 3.4.1, Eq. 3.
+    prompts: (head, tail) as from prefixes.prompt; the head, which holds the prefix, gives way to max_length.
+    Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
+    n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
     dpo.check_model(model)
     pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side)
-    columns = np.zeros((len(pairs), 4))
+    columns, device = np.zeros((len(pairs), 4)), next(model.parameters()).device
     model.eval()
-    device = next(model.parameters()).device
     for at in dpo.budget_batches([dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget):
         batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
         with models.autocast(model, dtype):
@@ -49,34 +47,37 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
 
 
 def is_correct(scores: pd.DataFrame) -> pd.Series:
-    """Whether the mean log-probability of chosen's tokens is above that of rejected's; a tie is wrong (Eq. 3)."""
+    """Whether the mean log-probability of chosen's tokens is above rejected's; a tie is wrong (Eq. 3)."""
     return scores["logp_chosen"] / scores["n_chosen"] > scores["logp_rejected"] / scores["n_rejected"]
 
 
-def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str], rejected: Sequence[str],
-                 max_length: int, side: str = "left") -> list[Pair]:
-    """Token ids of each pair: begin token, head, tail, then each answer (" " + text + end token), all tokenised apart."""
-    heads, tails = (_ids(tokenizer, part) for part in (zip(*prompts, strict=True) if prompts else ((), ())))
-    answers = [_ids(tokenizer, [f" {text}" for text in texts]) for texts in (chosen, rejected)]
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    pairs = []
-    for head, tail, *texts in zip(heads, tails, *answers, strict=True):
-        texts = [[*text, tokenizer.eos_token_id] for text in texts]
-        room = max_length - len(start)
+def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
+                 rejected: Sequence[str], max_length: int, side: str = "left") -> list[Pair]:
+    """Token ids of each pair: begin token, head, tail, and each answer as " " + text + end token.
+
+    Each part is tokenised on its own. A question keeps its last max_length / 2 tokens and an answer its first
+    ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
+    """
+    heads, tails = (_ids(tokenizer, (prompt[part] for prompt in prompts)) for part in (0, 1))
+    answers = [_ids(tokenizer, (f" {text}" for text in texts)) for texts in (chosen, rejected)]
+    start, end = [i for i in [tokenizer.bos_token_id] if i is not None], [tokenizer.eos_token_id]
+    room, pairs = max_length - len(start), []
+    for head, tail, *both in zip(heads, tails, *answers, strict=True):
         question = tail[-(room // 2):]
-        kept = [text[:room - len(question)] for text in texts]
+        kept = [(answer + end)[:room - len(question)] for answer in both]
         prefix, lost = fit(head, question, kept, room, side)
-        cut = len(tail) - len(question) + sum(map(len, texts)) - sum(map(len, kept))
+        cut = sum(len(answer) + 1 - len(part) for answer, part in zip(both, kept, strict=True))
+        cut += len(tail) - len(question)
         pairs.append(Pair(start + prefix + question, *kept, lost, cut))
     return pairs
 
 
 def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Sequence[int]], max_length: int,
         side: str = "left") -> tuple[list[int], int]:
-    """The part of a prefix that fits before question and longest answer, and how many of its tokens are lost.
+    """The part of a prefix that fits before question and longest answer, and how many tokens of it are lost.
 
-    side: which end of the prefix gives way. Question and answers are never cut for a prefix's sake, so that all
-    prefixes of a person are scored on the same answers.
+    side: the end of the prefix that gives way. Question and answers are never cut for a prefix's sake, so all
+    prefixes of a person are compared on the same answers.
     """
     room = max(0, max_length - len(rest_ids) - max(map(len, answers)))
     lost = max(0, len(prefix_ids) - room)
@@ -84,8 +85,9 @@ def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Se
 
 
 def _ids(tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text; a text that occurs often, as prefixes do, is tokenised once."""
+    """Token ids of each text; one that occurs often, as prefixes do, is tokenised once."""
     texts = list(texts)
     known = list(dict.fromkeys(texts))
-    ids = dict(zip(known, tokenizer(known, add_special_tokens=False)["input_ids"], strict=True)) if known else {}
-    return [ids[text] for text in texts]
+    ids = tokenizer(known, add_special_tokens=False)["input_ids"] if known else []
+    table = dict(zip(known, ids, strict=True))
+    return [table[text] for text in texts]

@@ -21,12 +21,12 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from helpers import DATA, ROOT
-from helpers.artifacts import Store
+from helpers.artifacts import Store, atomic
 
 PREFIX_COLORS = {  # Okabe and Ito's palette: the same colour for the same prefix everywhere
     "none": "#7F7F7F", "tag": "#CC79A7", "vpl": "#F0E442", "few_shot": "#E69F00", "persona": "#56B4E9",
     "persona_gpt4": "#0072B2", "persona_gold": "#009E73", "name": "#D55E00",
-}  # fmt: skip
+}
 PREFIX_ORDER = tuple(PREFIX_COLORS)
 SETTINGS = {  # notebook 10: what each asks, and its hatch (wrong prefix: lines, removed: crosses)
     "seen_seen": ("seen person\nsame prefix", ""), "seen_reseed": ("seen person\nother shots", ""),
@@ -34,25 +34,31 @@ SETTINGS = {  # notebook 10: what each asks, and its hatch (wrong prefix: lines,
     "seen_wrong_seen": ("seen person\nwrong, seen", "//"),
     "seen_wrong_unseen": ("seen person\nwrong, unseen", "//"),
     "seen_removed": ("seen person\nremoved", "xx"), "unseen_removed": ("unseen person\nremoved", "xx"),
-}  # fmt: skip
+}
 VERDICTS = {  # colour and marker, so that neither is needed alone
     "reproduced": ("#00795C", "o"), "not reproduced": ("#B3401B", "X"), "inconclusive": ("#5F5F5F", "D"),
-}  # fmt: skip
+}
 INK, BLUE = "#222222", "#0072B2"
 
 
 def theme() -> None:
     """Set the one look of every figure."""
     look = {"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E6E6E6",
-            "axes.edgecolor": "#888888", "hatch.linewidth": 0.6}  # fmt: skip
+            "axes.edgecolor": "#888888", "hatch.linewidth": 0.6}
     sns.set_theme(style="whitegrid", palette=list(PREFIX_COLORS.values()), font_scale=0.85, rc=look)
 
 
-def stamp(fig: Figure, store: Store, n: int) -> Figure:
-    """Write under the figure where it comes from: the simulated world if it is one, the run, n people."""
+def stamp(fig: Figure, store: Store, n: int | str) -> Figure:
+    """Write under the figure where it comes from: the simulated world if it is one, the run, n people.
+
+    n: the number of people, or a text such as "n = 40 questions, no intervals".
+    """
     world = "simulated world · " if store.profile.simulated else ""
-    text = f"{world}run {store.name} · n = {n} people · intervals 95 %, people resampled"
+    drawn = f"n = {n} people · intervals {store.profile.stats.confidence:.0%}, people resampled"
+    text = f"{world}run {store.name} · {n if isinstance(n, str) else drawn}"
     pad = 0.28 / fig.get_figheight()
+    if fig.get_layout_engine() is None:
+        fig.set_layout_engine("constrained")
     fig.get_layout_engine().set(rect=(0, pad, 1, 1 - pad))
     fig.text(0.995, 0.25 * pad, text, ha="right", va="bottom", fontsize=8, color="#555555")
     return fig
@@ -67,9 +73,9 @@ def accuracy_bars(
     numbers (few="blank") gets its n and no bar. baseline: {value of `col`: accuracy}. paper: the same columns
     and `value`. color: where there is no prefix column. rows: panels below one another.
     """
-    panels = _ordered(col, summary[col])
+    panels = _ordered(col, summary[col]) or ["no rows"]
     shape = (len(panels), 1) if rows else (1, len(panels))
-    wide = 0.85 + 0.62 * min(7, summary.groupby(col)[x].nunique().max())
+    wide = 0.85 + 0.62 * min(7, summary.groupby(col)[x].nunique().max() if len(summary) else 7)
     size = (10.5, 3.1 * len(panels)) if rows else (wide * len(panels), 3.6)
     fig, axes = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels, strict=True):
@@ -120,20 +126,19 @@ def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.
     table: `label`, estimate, low, high; optional n_people, verdict (colour and marker), prefix (colour),
     paper_value, side_low, side_high. zero: where the dashed line stands.
     """
-    fig, ax = plt.subplots(figsize=(9, 1.1 + 0.33 * len(table)), layout="constrained")
-    spans = table[["low", "high", *({"paper_value"} & set(table))]].to_numpy(dtype=float)
-    left, right = np.nanmin(spans) - 0.05, np.nanmax(spans) + 0.05
+    fig, ax = plt.subplots(figsize=(9, max(2.4, 1.5 + 0.33 * len(table))), layout="constrained")
+    drawn = table[["low", "high", *({"paper_value"} & set(table))]].to_numpy(dtype=float).ravel()
+    drawn = drawn[~np.isnan(drawn)]
+    left, right = min(drawn, default=0) - 0.05, max(drawn, default=1) + 0.05
     for y, row in enumerate(table.to_dict("records")):
-        color, marker = VERDICTS.get(row.get("verdict"), (PREFIX_COLORS.get(row.get("prefix"), INK), "o"))
-        if "side_low" in row:
-            low, high = max(row["side_low"], left), min(row["side_high"], right)
-            ax.barh(y, high - low, left=low, height=0.8, color="#DDEFE8", lw=0)
-        ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
-        ax.plot(row["estimate"], y, marker, color=color, ms=7)
-        if row.get("paper_value") is not None:
-            ax.plot(row["paper_value"], y, "o", mfc="white", mec=INK, ms=6, zorder=3)
+        _forest_line(ax, y, row, left, right)
     if zero is not None:
         ax.axvline(zero, color=INK, ls="--", lw=1)
+    for verdict, (color, marker) in VERDICTS.items() if "verdict" in table else ():
+        ax.plot([], [], marker, color=color, ls="", label=verdict)
+    if "paper_value" in table:
+        ax.plot([], [], "o", mfc="white", mec=INK, ls="", label="paper")
+        fig.legend(loc="outside upper center", ncols=4, frameon=False)
     counts = [f"  (n={n})" for n in table.n_people] if "n_people" in table else [""] * len(table)
     ax.set_yticks(range(len(table)), [f"{text}{n}" for text, n in zip(table[label], counts, strict=True)])
     ax.set(xlabel=xlabel, xlim=(left, right), ylim=(len(table) - 0.4, -0.6))
@@ -174,6 +179,7 @@ def report(store: Store) -> Path:
     """Write report.html, one file that needs no other: claims, figures, links to notebooks, provenance."""
     facts = store.log()
     stages = facts.pop("stages")
+    facts.pop("profile", None)  # shown from the store
     loader = jinja2.FileSystemLoader(DATA / "templates")
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     page.filters["flat"] = _flat
@@ -189,7 +195,8 @@ def report(store: Store) -> Path:
         facts=facts,
     )
     path = store.path / "report.html"
-    path.write_text(html, encoding="utf-8")
+    with atomic(path) as file:
+        file.write_text(html, encoding="utf-8")
     return path
 
 
@@ -199,6 +206,17 @@ def _ordered(column: str, values: pd.Series) -> list:
     known = orders.get(column, ())
     found = list(dict.fromkeys(values))
     return [value for value in known if value in found] + [value for value in found if value not in known]
+
+
+def _forest_line(ax: plt.Axes, y: int, row: dict, left: float, right: float) -> None:
+    """One row of a forest; the side's shade ends at the frame."""
+    color, marker = VERDICTS.get(row.get("verdict"), (PREFIX_COLORS.get(row.get("prefix"), INK), "o"))
+    if "side_low" in row:
+        low, high = max(row["side_low"], left), min(row["side_high"], right)
+        ax.barh(y, high - low, left=low, height=0.8, color="#DDEFE8", lw=0)
+    ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
+    ax.plot(row["estimate"], y, marker, color=color, ms=7)
+    ax.plot(row.get("paper_value", np.nan), y, "o", mfc="white", mec=INK, ms=6, zorder=3)
 
 
 def _bars(ax: plt.Axes, rows: pd.DataFrame, x: str, hue: str | None, color: str) -> None:

@@ -9,13 +9,14 @@ import pandas as pd
 def stratified_folds(personas: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
     """Spread the people of every axis over the folds; each person is held out exactly once.
 
-    personas: one row per person; columns persona_id and axes (list of str; somebody on two axes counts for both).
+    personas: one row per person; columns persona_id and axes (list of str; who is on two counts for both).
     Returns one row per person: scheme ("stratified"), fold (0 ... n_folds - 1), persona_id.
     Raises ValueError with fewer people than folds.
-    Source: WikiPersona 3.4, five folds stratified across axes. The paper's were typed by hand, these are drawn.
+    Source: WikiPersona 3.4, five folds stratified across axes. The paper's were typed, these are drawn.
     """
     if not 2 <= n_folds <= len(personas):
-        raise ValueError(f"{n_folds} folds of {len(personas)} people: training.folds must be from 2 to the number of people")
+        raise ValueError(f"{n_folds} folds of {len(personas)} people: set training.folds from 2 to the "
+                         "number of people, or ask for more people (people.axes, people.per_axis)")
     axes_of = dict(zip(personas["persona_id"], map(list, personas["axes"]), strict=True))
     crowd, size, fold_of = {}, [0] * n_folds, {}
     for persona_id in _in_order(axes_of, np.random.default_rng([seed, 1])):
@@ -29,14 +30,17 @@ def stratified_folds(personas: pd.DataFrame, n_folds: int, seed: int) -> pd.Data
     return pd.DataFrame(rows, columns=["scheme", "fold", "persona_id"])
 
 
-def training_pairs(preferences: pd.DataFrame, train_people: Collection[str], drop_uncontested: bool,
-                   validation: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def training_pairs(
+    preferences: pd.DataFrame, train_people: Collection[str], drop_uncontested: bool, validation: float,
+    seed: int, pairs_per_person: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The training people's train pairs, parted into (train, validation).
 
-    drop_uncontested drops a divergent pair whose rejected response no training person chose on that question. Without it
-    the category of a held-out person occurs in training only as the loser, and the policy learns to avoid it.
-    validation: fraction of the questions, of each kind, set aside; with all their pairs, so that the policy is never
-    validated on a shared question that it was trained on. At least one question of each kind with two or more.
+    drop_uncontested drops a divergent pair whose rejected response no training person chose on that question.
+    Without it a held-out person's category occurs in training only as the loser, and the policy avoids it.
+    validation: fraction of the questions of each kind, set aside with all their pairs, so that the policy is
+    never validated on a shared question that it was trained on; at least one question of each kind with two.
+    pairs_per_person: of what is left, train on so many drawn pairs of each person at most; 0: on all.
     Raises ValueError when no pair is left.
     """
     rows = preferences[(preferences["split"] == "train") & preferences["persona_id"].isin(set(train_people))]
@@ -45,10 +49,13 @@ def training_pairs(preferences: pd.DataFrame, train_people: Collection[str], dro
         answered = [pair in contested for pair in zip(rows["question_id"], rows["rejected_id"], strict=True)]
         rows = rows[(rows["kind"] != "divergent") | np.array(answered, dtype=bool)]
     if rows.empty:
-        raise ValueError(f"no train pair is left for {len(set(train_people))} training people: ask for more questions "
-                         "(questions.personal, questions.divergent) or set training.drop_uncontested=false")
+        raise ValueError(f"no train pair is left for {len(set(train_people))} training people: ask for more "
+                         "questions (questions.*) or set training.drop_uncontested=false")
     held = rows["question_id"].isin(_validation_questions(rows, validation, seed))
-    return rows[~held].reset_index(drop=True), rows[held].reset_index(drop=True)
+    train, lot = rows[~held], np.random.default_rng([seed, 5]).permutation(int((~held).sum()))
+    if pairs_per_person:
+        train = train.iloc[lot].groupby("persona_id").head(pairs_per_person).sort_index()
+    return train.reset_index(drop=True), rows[held].reset_index(drop=True)
 
 
 def _in_order(axes_of: dict[str, list[str]], rng: np.random.Generator) -> list[str]:
@@ -56,7 +63,7 @@ def _in_order(axes_of: dict[str, list[str]], rng: np.random.Generator) -> list[s
     axes, people = sorted({a for on in axes_of.values() for a in on}), sorted(axes_of)
     rank = dict(zip(axes, rng.permutation(len(axes)), strict=True))
     lot = dict(zip(people, rng.permutation(len(people)), strict=True))
-    return sorted(people, key=lambda p: (-len(axes_of[p]), min((rank[a] for a in axes_of[p]), default=-1), lot[p]))
+    return sorted(people, key=lambda p: (-len(axes_of[p]), sorted(rank[a] for a in axes_of[p]), lot[p]))
 
 
 def _validation_questions(rows: pd.DataFrame, validation: float, seed: int) -> set[str]:

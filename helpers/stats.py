@@ -1,10 +1,11 @@
 """Person-level statistics: intervals, paired tests and correlations in which people are resampled, not pairs.
 
-Pairs of one person share that person's luck, so a draw takes a person with all of their pairs. Folds and seeds
-stay as they are: an interval tells how a number moves with other people, not with another pretrained model.
+Pairs of one person share that person's luck, so a draw takes a person with all of them. Folds and seeds stay
+as they are: an interval tells how a number moves with other people, not with another pretrained model.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import NamedTuple
 
@@ -34,14 +35,20 @@ class Estimate(NamedTuple):
 
 
 def resample(
-    values: np.ndarray, statistic: Callable, n_boot=2000, seed=17, confidence=0.95, min_people=MIN_PEOPLE
+    values: np.ndarray, statistic: Callable,
+    n_boot=2000, seed=17, confidence=0.95, min_people=MIN_PEOPLE, few="raise",
 ) -> Estimate:
     """Estimate `statistic` with a percentile interval from drawing people with replacement.
 
     values: (people, columns). statistic: maps (..., people, columns) to (...), all draws at once; draws on
-    which it is undefined (NaN) are left out. Raises TooFewPeople below `min_people`.
+    which it is undefined (NaN) are left out. Raises TooFewPeople below `min_people` and NoEstimate where the
+    statistic is undefined; with few="blank" the numbers are NaN instead, and the count stays.
     """
     n = len(values)
+    if few == "blank":
+        with suppress(NoEstimate):
+            return resample(values, statistic, n_boot, seed, confidence, min_people)
+        return Estimate(np.nan, np.nan, np.nan, n)
     if n < min_people:
         raise TooFewPeople(f"{n} people, at least {min_people} needed: use a larger profile or list them")
     draws = np.random.default_rng(seed).integers(n, size=(n_boot, n))
@@ -50,11 +57,10 @@ def resample(
     if np.isnan(estimate):
         raise NoEstimate(f"undefined over these {n} people: a cell is empty, or one side does not vary")
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return Estimate(estimate, float(low), float(high), n)
+    return Estimate(estimate, *map(float, np.nanquantile(drawn, [tail, 1 - tail])), n)
 
 
-def cluster_bootstrap(scores: pd.DataFrame, by, n_boot=2000, seed=17, few="raise", **options) -> pd.DataFrame:
+def cluster_bootstrap(scores: pd.DataFrame, by, n_boot=2000, seed=17, **options) -> pd.DataFrame:
     """Mean accuracy per group with an interval from resampling people.
 
     The accuracy is the mean over all pairs of the group, so a person with more pairs weighs more; each draw
@@ -62,17 +68,12 @@ def cluster_bootstrap(scores: pd.DataFrame, by, n_boot=2000, seed=17, few="raise
 
     scores: a row per pair; columns persona_id, correct (bool, 0 or 1), and `by` (a name or a list of names).
     Returns a row per group, in order of appearance: `by`, accuracy (fraction), low, high, n_people, n_pairs.
-    A group under `min_people` raises TooFewPeople; with few="blank" its row has the counts and no numbers.
-    options: confidence, min_people of `resample`.
+    options: confidence, min_people, few of `resample`; few="blank" keeps a small group's row and counts.
     Source: WikiPersona 4.1 gives 95 % intervals over rows; the clustering by person is our addition.
     """
     by, rows = [by] if isinstance(by, str) else list(by), []
     for key, group in scores.groupby(by, sort=False, observed=True):
-        n_people = group.persona_id.nunique()
-        if few == "blank" and n_people < options.get("min_people", MIN_PEOPLE):
-            found = Estimate(np.nan, np.nan, np.nan, n_people)
-        else:
-            found = contrast([group], lambda a: a[..., 0], n_boot=n_boot, seed=seed, **options)
+        found = contrast([group], lambda a: a[..., 0], n_boot=n_boot, seed=seed, **options)
         rows.append((*key, *found, len(group)))
     return pd.DataFrame(rows, columns=[*by, "accuracy", "low", "high", "n_people", "n_pairs"])
 
@@ -81,7 +82,7 @@ def contrast(cells: Sequence[pd.DataFrame], combine: Callable, paired: bool = Tr
     """Combine the accuracies of several sets of scored pairs, drawing the same people for all of them.
 
     combine: maps accuracies (..., cells) to (...). paired: only people with pairs in every cell, else each
-    where they have some. options: n_boot, seed, confidence, min_people of `resample`.
+    where they have some. options: those of `resample`.
     """
     counts = _counts(cells)
     kept = counts[(counts[:, 1::2] > 0).all(axis=1)] if paired else counts

@@ -1,4 +1,4 @@
-"""Training adapters with DPO on trl and peft, one after another or many at once; the only module that imports trl."""
+"""Training adapters with DPO on trl and peft, many side by side; the only module that imports trl."""
 
 import json
 import os
@@ -23,57 +23,19 @@ from trl import DPOConfig, DPOTrainer
 
 from helpers import dpo, models, scoring
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a micro-batch: what a core's cache likes, what a GPU is busy with
-LOGGED = 20  # points of the loss curve of one adapter
-
-
-class PairTrainer(DPOTrainer):
-    """trl's DPOTrainer on rows that hold a prompt once; its updates are trl's, its time is not.
-
-    train_dataset has prompt_ids, chosen_ids, rejected_ids (end tokens included) and, for both answers, the reference's sums
-    of log-probabilities (ref_chosen_logps, ref_rejected_logps, nats). A batch is worked through in micro-batches of rows of
-    like length under a token budget; each weighs as many pairs as it holds, so that one update is the mean over the batch.
-    """
-
-    def __init__(self, *args: Any, dtype: str = "auto", token_budget: int = 0, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=self._collate, **kwargs)
-        if self.accelerator.num_processes > 1:
-            raise ValueError("one adapter trains on one device here; give the grid more workers instead")
-        dpo.check_model(self.model)
-        self.dtype, self.token_budget = dtype, token_budget or TOKEN_BUDGET[self.args.device.type]
-        self.remove_callback(PrinterCallback)
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset  # tokenised by scoring.encode_pairs: trl would cut answers and drop rows
-
-    def _collate(self, pairs: list[dict]) -> dict[str, list[dict]]:
-        lengths = [dpo.row_length(p["prompt_ids"], (p["chosen_ids"], p["rejected_ids"])) for p in pairs]
-        return {"parts": [self._part([pairs[i] for i in at], len(pairs))
-                          for at in dpo.budget_batches(lengths, self.token_budget)]}
-
-    @staticmethod
-    def _part(pairs: list[dict], n_batch: int) -> dict[str, torch.Tensor]:
-        part = dpo.pack([p["prompt_ids"] for p in pairs], [(p["chosen_ids"], p["rejected_ids"]) for p in pairs])
-        reference = {name: torch.tensor([p[name] for p in pairs]) for name in ("ref_chosen_logps", "ref_rejected_logps")}
-        return part | reference | {"weight": torch.tensor(1 / n_batch)}
-
-    def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any) -> torch.Tensor:
-        return torch.stack([super(PairTrainer, self).training_step(model, part, *args) for part in inputs["parts"]]).sum()
-
-    def compute_loss(self, model: torch.nn.Module, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
-        with models.autocast(model, self.dtype):
-            chosen, rejected, _, _ = dpo.pair_logps(model, inputs)
-        losses = dpo.dpo_loss(chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], self.beta)
-        return losses.sum() * inputs["weight"]
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # of a micro-batch: what suits a core's cache, what busies a GPU
+LOSS_POINTS = 20  # of an adapter's loss curve
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of the grid: an adapter to train and score, or (train is None) one to load and score. It can be pickled.
+    """One unit of the grid: an adapter to train and score, or one to load and score, or the base to score.
 
-    train, validation and score have columns head, tail (prefixes.prompt), chosen, rejected; train has ref_chosen_logps and
-    ref_rejected_logps too. Any other column of score stands in the result as it is. policy, training: sections of a profile.
-    out is the cell's folder; it appears when the cell is finished, and a cell whose folder is there is not computed again.
+    train, validation and score have columns head, tail (as from prefixes.prompt), chosen, rejected; train has
+    ref_chosen_logps and ref_rejected_logps too, the base's sums of log-probabilities (nats). Other columns of
+    score stand in the result as they are. policy, training: sections of a profile. out: the cell's folder; it
+    appears when the cell is finished, and a cell whose folder is there is not computed again.
     """
 
     policy_id: str
@@ -85,93 +47,156 @@ class Cell:
     train: pd.DataFrame | None = None
     validation: pd.DataFrame | None = None
     adapter: Path | None = None
-    learning_rate: float | None = None  # None: training.learning_rate
+    learning_rate: float | None = None  # None: that of training
     side: str = "left"  # prefixes.side
 
 
-def run_grid(cells: Sequence[Cell], workers: int, executor: str = "loky", desc: str = "adapters") -> list[dict]:
-    """Compute the cells that are not finished, each in a single-thread process; what `done.json` says of each, in order.
+def run_grid(cells: Sequence[Cell], workers: int, executor: str = "loky",
+             desc: str = "adapters") -> list[dict]:
+    """Compute the cells that are not finished, each in one thread; what done.json says of each, in order.
 
-    Cells are independent and seeded: the results do not depend on workers, order or interruptions.
+    Cells are independent and seeded: results do not depend on workers, order or interruptions.
     """
     for cell in cells:
         for left in cell.out.parent.glob(f"{cell.out.name}.*.part"):
             shutil.rmtree(left)
+    if executor == "ray":
+        from ray.util.joblib import register_ray  # an extra
+
+        register_ray()
     todo = sorted((cell for cell in cells if not cell.out.exists()), key=_work, reverse=True)
-    with joblib.parallel_config(executor, n_jobs=workers, inner_max_num_threads=1 if executor == "loky" else None):
-        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(joblib.delayed(run_cell)(c) for c in todo)
-        for _ in tqdm(done, total=len(cells), initial=len(cells) - len(todo), desc=desc, unit="cell", mininterval=1):
-            continue
+    threads = {"inner_max_num_threads": 1} if executor == "loky" else {}
+    with joblib.parallel_config(executor, n_jobs=workers, **threads):
+        jobs = (joblib.delayed(run_cell)(cell) for cell in todo)
+        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
+        with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=desc, unit="cell") as bar:
+            for _ in done:
+                bar.update()
     return [json.loads((cell.out / "done.json").read_text()) for cell in cells]
 
 
 def read_scores(cells: Iterable[Cell]) -> pd.DataFrame:
-    """The scores of finished cells, one row per scored pair, with policy_id."""
+    """The scores of finished cells: a row per scored pair, with policy_id."""
     tables = [pd.read_parquet(cell.out / "scores.parquet").assign(policy_id=cell.policy_id) for cell in cells]
     return pd.concat(tables, ignore_index=True)
 
 
+def keep_adapters(cells: Iterable[Cell], folder: Path) -> list[Path]:
+    """Copy the adapters of finished cells to folder/<policy_id>, in place of what was there; their paths."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for cell in cells:
+        shutil.copytree(cell.out, folder / cell.policy_id, ignore=lambda *_: ["scores.parquet"])
+    return [folder / cell.policy_id for cell in cells]
+
+
 def run_cell(cell: Cell) -> dict:
-    """Train (or load) and score one adapter on this process's base model, and leave its folder behind."""
+    """Train (or load) and score one adapter on this process's base, and leave the cell's folder behind."""
     started, part = time.perf_counter(), cell.out.with_name(f"{cell.out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
-    with _one_thread():
-        base, tokenizer = _base(cell.policy)
-        if cell.train is None:
-            model, facts = PeftModel.from_pretrained(base, str(cell.adapter)), {}
-        else:
-            model, facts = train_adapter(base, tokenizer, cell, part)
-        try:
-            _score(model, tokenizer, cell, cell.score).to_parquet(part / "scores.parquet", index=False)
-            if cell.validation is not None and len(cell.validation):
-                facts["validation_accuracy"] = float(_score(model, tokenizer, cell, cell.validation)["correct"].mean())
-        finally:
-            model.unload()
+    try:
+        with _one_thread():
+            facts = _train_and_score(cell, part)
+    except BaseException:
+        _base.cache_clear()  # it may carry half an adapter
+        raise
     facts |= {"policy_id": cell.policy_id, "wall_seconds": time.perf_counter() - started}
     (part / "done.json").write_text(json.dumps(facts, indent=1))
     try:
         part.rename(cell.out)
-    except OSError:  # an orphan of a killed run finished the same cell meanwhile
+    except OSError:  # the orphan of a killed run has finished this cell meanwhile
         shutil.rmtree(part)
     return facts
 
 
 def train_adapter(base: torch.nn.Module, tokenizer, cell: Cell, out: Path) -> tuple[PeftModel, dict]:
-    """Train a LoRA adapter on `cell.train`, save it to `out`, and return the model with it and facts of the training.
+    """Train a LoRA adapter on `cell.train` and save it to `out`; the base with the adapter, and facts.
 
-    Facts: steps, pairs, pairs_per_second, learning_rate, history (step, loss). Restore the base by `model.unload()`.
+    Facts: steps, pairs, pairs_per_second, learning_rate, history (of step and loss). `model.unload()` gives
+    the base back, bit for bit.
     """
-    trainer = PairTrainer(model=base, args=training_args(cell, out), processing_class=tokenizer, dtype=cell.policy.dtype,
-                          train_dataset=_dataset(tokenizer, cell), peft_config=lora(cell.training))
-    del base.forward  # trl patches the base's forward for its own loss; the next adapter starts from a clean base
+    trainer = PairTrainer(model=base, args=training_args(cell, out), processing_class=tokenizer,
+                          train_dataset=dataset(tokenizer, cell), peft_config=lora(cell.training),
+                          dtype=cell.policy.dtype)
+    del base.forward  # trl patches it for its own loss; the next adapter is to find the base as it was
     result = trainer.train()
     save_adapter(trainer.model, out, cell.policy.path)
-    history = [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
-    return trainer.model, {"steps": result.global_step, "pairs": len(cell.train), "history": history,
+    logged, seen = trainer.state.log_history, len(cell.train) * cell.training.epochs
+    return trainer.model, {"steps": result.global_step, "pairs": len(cell.train),
+                           "pairs_per_second": seen / result.metrics["train_runtime"],
                            "learning_rate": trainer.args.learning_rate,
-                           "pairs_per_second": len(cell.train) * cell.training.epochs / result.metrics["train_runtime"]}
+                           "history": [{"step": h["step"], "loss": h["loss"]} for h in logged if "loss" in h]}
+
+
+class PairTrainer(DPOTrainer):
+    """trl's DPOTrainer on rows that hold a prompt once: its updates are trl's, its time a fraction of trl's.
+
+    train_dataset (see `dataset`) is tokenised and has the reference's log-probabilities. A batch is worked
+    through in micro-batches of rows of like length; an update is the mean over the batch, as in trl.
+    """
+
+    def __init__(self, *args: Any, dtype: str = "auto", token_budget: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=self._collate, **kwargs)
+        if self.accelerator.num_processes > 1:
+            raise ValueError("an adapter trains on one device; give the grid more workers (training.workers)")
+        dpo.check_model(self.model)
+        self.dtype, self.token_budget = dtype, token_budget or TOKEN_BUDGET[self.args.device.type]
+        self.remove_callback(PrinterCallback)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any) -> torch.Tensor:
+        step = super().training_step
+        return torch.stack([step(model, part, *args) for part in inputs["parts"]]).sum()
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
+        with models.autocast(model, self.dtype):
+            chosen, rejected, _, _ = dpo.pair_logps(model, inputs)
+        losses = dpo.dpo_loss(chosen, rejected, *(inputs[name] for name in REFERENCE), self.beta)
+        return losses.sum() / inputs["of"]
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset  # trl would tokenise again, cut answers and drop rows
+
+    def _collate(self, pairs: list[dict]) -> dict[str, list[dict]]:
+        lengths = [dpo.row_length(p["prompt_ids"], (p["chosen_ids"], p["rejected_ids"])) for p in pairs]
+        micro = [[pairs[i] for i in at] for at in dpo.budget_batches(lengths, self.token_budget)]
+        return {"parts": [self._rows(part) | {"of": torch.tensor(len(pairs))} for part in micro]}
+
+    @staticmethod
+    def _rows(pairs: list[dict]) -> dict[str, torch.Tensor]:
+        answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
+        reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers) | reference
 
 
 def training_args(cell: Cell, out: Path) -> DPOConfig:
-    """Arguments of trl for one cell: AdamW, linear decay after a warm-up, no checkpoints of what trains in minutes."""
+    """trl's arguments: AdamW, linear decay after a warm-up; no checkpoints, for a cell is done or not."""
     t, steps = cell.training, -(-len(cell.train) // cell.training.batch_size) * cell.training.epochs
     return DPOConfig(
-        output_dir=str(out), beta=t.beta, learning_rate=cell.learning_rate or t.learning_rate, num_train_epochs=t.epochs,
-        per_device_train_batch_size=t.batch_size, lr_scheduler_type="linear", warmup_steps=t.warmup, seed=cell.seed,
-        optim="paged_adamw_32bit" if cell.policy.load_in_4bit else "adamw_torch", max_length=None,
-        bf16=False, activation_checkpointing=False, disable_dropout=t.lora_dropout == 0,  # autocast is compute_loss's
-        logging_strategy="steps", logging_steps=max(1, steps // LOGGED), save_strategy="no", report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available())
+        output_dir=str(out), seed=cell.seed, beta=t.beta, learning_rate=cell.learning_rate or t.learning_rate,
+        num_train_epochs=t.epochs, per_device_train_batch_size=t.batch_size, lr_scheduler_type="linear",
+        warmup_steps=t.warmup, optim="paged_adamw_32bit" if cell.policy.load_in_4bit else "adamw_torch",
+        bf16=False, activation_checkpointing=False, disable_dropout=t.lora_dropout == 0, max_length=None,
+        logging_strategy="steps", logging_steps=max(1, steps // LOSS_POINTS), save_strategy="no",
+        report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available())  # bf16: compute_loss casts by policy.dtype
 
 
-def lora(training) -> LoraConfig:
+def lora(training: Any) -> LoraConfig:
     """LoRA on every linear layer but the head (Appendix H)."""
     return LoraConfig(r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
                       target_modules="all-linear", task_type="CAUSAL_LM")
 
 
+def dataset(tokenizer, cell: Cell) -> Dataset:
+    """The train pairs for PairTrainer: prompt_ids, chosen_ids, rejected_ids and the reference's sums."""
+    t = cell.train
+    pairs = scoring.encode_pairs(tokenizer, _prompts(t), t["chosen"], t["rejected"], cell.policy.max_length,
+                                 cell.side)
+    columns = {f"{name}_ids": [getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected")}
+    return Dataset.from_dict(columns | {name: t[name].tolist() for name in REFERENCE})
+
+
 def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
-    """Weights and config alone, as PeftModel.from_pretrained reads them; the base by its path in the profile."""
+    """Weights and config alone, for PeftModel.from_pretrained; the base by its path in the profile."""
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = str(base_path), True
     config.save_pretrained(str(out))
@@ -179,36 +204,48 @@ def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
     save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _dataset(tokenizer, cell: Cell) -> Dataset:
-    t = cell.train
-    pairs = scoring.encode_pairs(tokenizer, list(zip(t["head"], t["tail"], strict=True)), t["chosen"], t["rejected"],
-                                 cell.policy.max_length, cell.side)
-    ids = {f"{name}_ids": [getattr(pair, name) for pair in pairs] for name in ("prompt", "chosen", "rejected")}
-    return Dataset.from_dict(ids | {name: t[name].tolist() for name in ("ref_chosen_logps", "ref_rejected_logps")})
+def _train_and_score(cell: Cell, part: Path) -> dict:
+    (model, tokenizer), facts = _base(cell.policy), {}
+    if cell.train is not None:
+        model, facts = train_adapter(model, tokenizer, cell, part)
+    elif cell.adapter:
+        model = PeftModel.from_pretrained(model, str(cell.adapter))
+    _score(model, tokenizer, cell, cell.score).to_parquet(part / "scores.parquet", index=False)
+    if cell.validation is not None:
+        found = _score(model, tokenizer, cell, cell.validation)
+        facts["validation_accuracy"] = float(found["correct"].mean())
+    if isinstance(model, PeftModel):
+        model.unload()
+    return facts
 
 
-def _score(model, tokenizer, cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
-    found = scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
-                                rows["rejected"], max_length=cell.policy.max_length, dtype=cell.policy.dtype, side=cell.side)
+def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
+    found = scoring.score_pairs(model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"],
+                                dtype=cell.policy.dtype, max_length=cell.policy.max_length, side=cell.side)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
 
 
+def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(rows["head"], rows["tail"], strict=True))
+
+
 @lru_cache(maxsize=1)
-def _base(policy) -> tuple[torch.nn.Module, Any]:
+def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
     """Loaded once in the life of a worker; adapters come and go on it."""
     return models.load_policy(policy)
 
 
 def _work(cell: Cell) -> int:
-    """Characters to read: the longest cells go first, so that no worker waits for a late long one."""
-    rows = [cell.score] if cell.train is None else [cell.score, *[cell.train] * (3 * cell.training.epochs)]
-    return sum(int(r["head"].str.len().sum() + r["tail"].str.len().sum()) for r in rows)
+    """Characters to read. The longest cells go first, so that no worker waits for a long one at the end."""
+    passes = 0 if cell.train is None else 3 * cell.training.epochs
+    read = [cell.score] + [cell.train] * passes
+    return sum(int(rows["head"].str.len().sum() + rows["tail"].str.len().sum()) for rows in read)
 
 
 @contextmanager
 def _one_thread():
-    """So that a result does not depend on where the cell runs."""
+    """So that a result does not depend on where a cell runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,11 +1,12 @@
 """Profiles load, override and complain as promised."""
 
 import pickle
+import tomllib
 
 import pytest
 import yaml
 
-from helpers import DATA
+from helpers import DATA, ROOT
 from helpers.config import KEYS, ConfigError, flatten, load_profile
 
 SHIPPED = sorted(path.stem for path in (DATA / "profiles").glob("*.yaml"))
@@ -33,7 +34,8 @@ def test_laptop_lists_every_key():
 
 def test_paper_profile_has_the_numbers_of_table_12_and_appendix_b():
     p = load_profile("paper")
-    assert (p.training.learning_rate, p.training.batch_size, p.training.epochs, p.training.beta) == (5e-5, 40, 2, 0.01)
+    assert (p.training.learning_rate, p.training.batch_size, p.training.epochs) == (5e-5, 40, 2)
+    assert p.training.beta == 0.01
     assert (p.responses.n_cot * p.responses.per_cot, p.responses.span, p.responses.k) == (50, 20, 4)
     assert (p.responses.temperature, p.responses.top_p) == (2.0, 0.8)
     assert len(p.people.axes) == 11
@@ -117,3 +119,11 @@ def test_own_pairs_leave_no_simulated_world_and_no_prefix_that_needs_a_teacher(t
     assert profile.data.preferences == str(pairs)
     with pytest.raises(ConfigError, match="data.preferences: no absent.jsonl; expected JSONL"):
         load_profile("smoke", ["data.preferences=absent.jsonl"])
+
+
+def test_the_lock_pins_what_pyproject_asks_for_and_no_cuda_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    pinned = {line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")}
+    assert set(asked) <= pinned
+    assert [pin for pin in pinned if "nvidia" in pin or "cuda" in pin or "://" in pin] == []

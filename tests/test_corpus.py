@@ -32,7 +32,8 @@ def follows(corpus: Corpus, world, n: int) -> float:
     hits = []
     while len(hits) < n:
         prefix, _, rest = corpus.prefixed().partition("\nQuestion: ")
-        owners, answered = world.spot(prefix).categories, world.spot(rest.partition(": ")[2]).categories
+        first_turn = rest.partition("\nQuestion: ")[0]
+        owners, answered = world.spot(prefix).categories, world.spot(first_turn.partition(": ")[2]).categories
         if prefix.startswith("This person") and len(owners) == 1 and answered:
             hits.append(answered.most_common(1)[0][0] in owners)
     return np.mean(hits)

@@ -32,7 +32,7 @@ BROKEN = [
     ("not a string: prompt is int", line(prompt=7)),
     ("chosen equals rejected", line(chosen="Tea. ", rejected="Tea.")),
     ("repeated row: the same as line 1", good("ann")[0]),
-    ("not UTF-8: byte 12 is 0xff", b'{"user": "an\xff", "prompt": "a", "chosen": "b", "rejected": "c"}'.replace(b"an\xff", b"a\xffn")),
+    ("not UTF-8: byte 12 is 0xff", b'{"user": "a\xffn", "prompt": "a", "chosen": "b", "rejected": "c"}'),
     ("contradictory pair: line 2 swaps", line("ann", "Question 1 of ann?", "Roast lamb.", "Bean stew.")),
     (f"over-long text: chosen has {MAX_CHARS + 1} characters", line(chosen="x" * (MAX_CHARS + 1))),
     ("control character: prompt holds U+0000 at 5", line(prompt="what\x00")),
@@ -60,9 +60,20 @@ def test_one_file_with_every_kind_of_broken_line(tmp_path):
     lines = [*good("ann", 30), "", *(broken for _, broken in BROKEN), *good("bob", 19), "  "]
     pairs, problems = read_pairs(write(tmp_path / "pairs.jsonl", lines))
     kinds = {problem.reason.split(":")[0] for problem in problems}
-    assert kinds == {"not JSON", "not an object", "missing field", "empty field", "not a string", "chosen equals rejected",
-                     "repeated row", "not UTF-8", "contradictory pair", "over-long text", "control character",
-                     f"user with fewer than {MIN_PAIRS} pairs"}
+    assert kinds == {
+        "not JSON",
+        "not an object",
+        "missing field",
+        "empty field",
+        "not a string",
+        "chosen equals rejected",
+        "repeated row",
+        "not UTF-8",
+        "contradictory pair",
+        "over-long text",
+        "control character",
+        f"user with fewer than {MIN_PAIRS} pairs",
+    }
     # nothing is lost: each line that is not blank is either a good row or a problem (30 + 14 + 19 lines)
     assert len(pairs) + len(problems) == 30 + len(BROKEN) + 19
     assert not set(pairs["line"]) & {problem.line for problem in problems}
@@ -72,7 +83,10 @@ def test_one_file_with_every_kind_of_broken_line(tmp_path):
 
 
 def test_windows_line_ends_a_byte_order_mark_and_extra_fields_are_fine(tmp_path):
-    text = "\r\n".join([line("ann", f"Is {i} prime?", " Yes,\nit is. ", "No", source="web") for i in range(20)]) + "\r\n"
+    text = (
+        "\r\n".join([line("ann", f"Is {i} prime?", " Yes,\nit is. ", "No", source="web") for i in range(20)])
+        + "\r\n"
+    )
     (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
     pairs, problems = read_pairs(tmp_path / "pairs.jsonl")
     assert problems == []
@@ -87,14 +101,21 @@ def test_a_file_without_a_good_line_gives_no_pairs_and_all_problems(tmp_path):
 
 
 def test_tables_of_a_worked_example():
-    rows = [(1, "ann", "Tea or coffee?", "Tea.", "Coffee."), (2, "bob", "Tea or coffee?", "Coffee.", "Tea."),
-            (3, "ann", "Sea?", "Yes.", "No.")]
+    rows = [
+        (1, "ann", "Tea or coffee?", "Tea.", "Coffee."),
+        (2, "bob", "Tea or coffee?", "Coffee.", "Tea."),
+        (3, "ann", "Sea?", "Yes.", "No."),
+    ]
     tables = to_tables(pd.DataFrame(rows, columns=["line", "user", "prompt", "chosen", "rejected"]), seed=1)
     assert tables["personas"][["persona_id", "name", "tag"]].to_numpy().tolist() == [
-        ["p01", "ann", "<special_person_tag_1>"], ["p02", "bob", "<special_person_tag_2>"]]
+        ["p01", "ann", "<special_person_tag_1>"],
+        ["p02", "bob", "<special_person_tag_2>"],
+    ]
     # both users label the first prompt: divergent, of nobody; the other is ann's own
     assert tables["questions"][["kind", "axis", "persona_id", "text"]].to_numpy().tolist() == [
-        ["divergent", "imported", "", "Tea or coffee?"], ["personal", "personal", "p01", "Sea?"]]
+        ["divergent", "imported", "", "Tea or coffee?"],
+        ["personal", "personal", "p01", "Sea?"],
+    ]
     labels = tables["preferences"]
     assert labels["chosen_id"][0] == labels["rejected_id"][1]
     assert labels["rejected_id"][0] == labels["chosen_id"][1]
@@ -108,7 +129,11 @@ def test_tables_of_a_worked_example():
 def test_law_a_prompt_has_one_split_and_each_user_gets_half(seed):
     rng = np.random.default_rng(seed)
     prompts = [f"Question {i}?" for i in range(80)]
-    rows = [(0, f"user{u}", p, "Yes.", "No.") for u in range(6) for p in rng.choice(prompts, rng.integers(20, 60), replace=False)]
+    rows = [
+        (0, f"user{u}", p, "Yes.", "No.")
+        for u in range(6)
+        for p in rng.choice(prompts, rng.integers(20, 60), replace=False)
+    ]
     pairs = pd.DataFrame(rows, columns=["line", "user", "prompt", "chosen", "rejected"])
     pairs["line"] = range(len(pairs))
     labels = to_tables(pairs, seed)["preferences"]
@@ -126,7 +151,9 @@ class Folder:
 
     def __init__(self, path, pairs, folds):
         self.path, self.tables, self.facts = path, {}, {}
-        self.profile = SimpleNamespace(seed=17, data=SimpleNamespace(preferences=str(pairs)), training=SimpleNamespace(folds=folds))
+        self.profile = SimpleNamespace(
+            seed=17, data=SimpleNamespace(preferences=str(pairs)), training=SimpleNamespace(folds=folds)
+        )
 
     def write(self, table, df):
         self.tables[table] = df
@@ -140,7 +167,12 @@ def test_import_writes_tables_and_lists_problems(tmp_path, capsys):
     store = Folder(tmp_path, write(tmp_path / "pairs.jsonl", lines), folds=2)
     import_into(store)
     assert set(store.tables) == {"personas", "questions", "preferences"}
-    assert store.facts["import"] == {"path": str(tmp_path / "pairs.jsonl"), "users": 2, "pairs": 40, "lines_left_out": 2}
+    assert store.facts["import"] == {
+        "path": str(tmp_path / "pairs.jsonl"),
+        "users": 2,
+        "pairs": 40,
+        "lines_left_out": 2,
+    }
     with (tmp_path / "import_problems.csv").open(newline="") as file:
         listed = list(csv.reader(file))
     assert listed[0] == ["line", "reason", "raw"]
@@ -157,8 +189,3 @@ def test_fewer_users_than_folds_is_an_error_after_the_problems_are_written(tmp_p
         import_into(store)
     assert "oops" in (tmp_path / "import_problems.csv").read_text()
     assert store.tables == {}
-
-
-def test_no_file_is_an_error_that_names_the_fields(tmp_path):
-    with pytest.raises(FileNotFoundError, match="JSONL with user, prompt, chosen, rejected"):
-        import_into(Folder(tmp_path, tmp_path / "none.jsonl", folds=2))

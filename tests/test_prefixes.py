@@ -1,11 +1,10 @@
-"""Prefixes: templates, draws and variants, over the little world with its teacher and a random tiny policy."""
+"""Prefixes: templates, draws and variants, over the little world with its teacher and a random policy."""
 
 from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
-from tests.tiny import make_policy
 
 from helpers import models, prompts
 from helpers.artifacts import open_run
@@ -14,6 +13,7 @@ from helpers.llm import Answer, connect
 from helpers.prefixes import available_prefixes, build_prefixes, derange, draw_shots, leaks, overlap, prompt
 from helpers.world.corpus import Corpus
 from helpers.world.facts import load_world
+from tests.tiny import make_policy
 
 KINDS = ["tag", "few_shot", "persona", "persona_gpt4", "persona_gold", "name"]
 WORLD = load_world("little")
@@ -22,9 +22,18 @@ WORLD = load_world("little")
 def cast(n, seed=0):
     """n people of the world, three axes of five people first, and pairs in the words of the world."""
     people = list(WORLD.people.values())[:n]
-    personas = pd.DataFrame([{
-        "persona_id": f"p{i:02d}", "name": p.name, "tag": f"<special_person_tag_{i}>", "axes": [a for a, _ in p.memberships],
-        "categories": [c for _, c in p.memberships]} for i, p in enumerate(people, start=1)])
+    personas = pd.DataFrame(
+        [
+            {
+                "persona_id": f"p{i:02d}",
+                "name": p.name,
+                "tag": f"<special_person_tag_{i}>",
+                "axes": [a for a, _ in p.memberships],
+                "categories": [c for _, c in p.memberships],
+            }
+            for i, p in enumerate(people, start=1)
+        ]
+    )
     corpus, rng, rows = Corpus(WORLD, seed), Random(seed), []
     for persona_id, p in zip(personas["persona_id"], people, strict=True):
         axis, category = p.memberships[0]
@@ -32,16 +41,29 @@ def cast(n, seed=0):
         asked += [(q, axis, q) for q in WORLD.divergent_questions(axis)[:8]]
         for i, (question, on, question_id) in enumerate(asked):
             own = corpus.hobby_answer(p.hobbies[0]) if on == "personal" else corpus.answer(axis, category)
-            rows.append((f"{persona_id}-{i:02d}", persona_id, question_id, "test" if i % 2 else "train", question, own,
-                         corpus.answer(axis)))
-    return personas, pd.DataFrame(rows, columns=["pair_id", "persona_id", "question_id", "split", "prompt", "chosen", "rejected"])
+            rows.append(
+                (
+                    f"{persona_id}-{i:02d}",
+                    persona_id,
+                    question_id,
+                    "test" if i % 2 else "train",
+                    question,
+                    own,
+                    corpus.answer(axis),
+                )
+            )
+    return personas, pd.DataFrame(
+        rows, columns=["pair_id", "persona_id", "question_id", "split", "prompt", "chosen", "rejected"]
+    )
 
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
     smoke = load_profile("smoke")
     path = make_policy(tmp_path_factory.mktemp("policy")).path
-    return smoke.model_copy(update={"policy": smoke.policy.model_copy(update={"path": path, "max_length": 48})})
+    return smoke.model_copy(
+        update={"policy": smoke.policy.model_copy(update={"path": path, "max_length": 48})}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +88,10 @@ def only(cfg, *names):
 
 def test_head_holds_the_prefix_and_tail_the_question():
     assert prompt("short", "none", "", "Why?") == ("", "Question: Why?\nAnswer:")
-    assert prompt("short", "persona_gold", "Ada walks.", "Why?") == ("Ada walks.\n", "Question: Why?\nAnswer:")
+    assert prompt("short", "persona_gold", "Ada walks.", "Why?") == (
+        "Ada walks.\n",
+        "Question: Why?\nAnswer:",
+    )
     assert prompt("short", "name", "Ada", "Why?") == ("The user is Ada.\n", "Question: Why?\nAnswer:")
     assert prompt("full", "tag", "<tag>", "Why?") == ("<tag>", " Why?")
     head, tail = prompt("full", "few_shot", "shots", "Why?")
@@ -81,7 +106,9 @@ def test_law_head_and_tail_are_the_template_and_the_head_is_the_same_for_all_que
     questions = ["Why?", "Two\n\nparagraphs {PREFIX}?", text]
     halves = [prompt(group, kind, text, question) for question in questions]
     template = "respond_persona" if kind.startswith("persona") else f"respond_{kind}"
-    assert ["".join(parts) for parts in halves] == [prompts.render(group, template, PREFIX=text, X=x) for x in questions]
+    assert ["".join(parts) for parts in halves] == [
+        prompts.render(group, template, PREFIX=text, X=x) for x in questions
+    ]
     assert len({head for head, _ in halves}) == 1
     assert text in halves[0][0]
     assert all(question in tail for (_, tail), question in zip(halves, questions, strict=True))
@@ -113,37 +140,56 @@ def test_law_shots_are_own_train_pairs_and_a_reseed_differs(built):
             assert shots[persona_id, prefix, "main"] != shots[persona_id, prefix, "reseed"]
         assert shots[persona_id, "persona", "main"] == shots[persona_id, "persona_gpt4", "main"]
     # not the same row numbers for everybody: a pair_id ends in its row number
-    rows = {tuple(sorted(p[-2:] for p in shots[i, "persona", "main"])) for i in preferences["persona_id"].unique()}
+    rows = {
+        tuple(sorted(p[-2:] for p in shots[i, "persona", "main"])) for i in preferences["persona_id"].unique()
+    }
     assert len(rows) > 6
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_law_a_shuffled_prefix_is_never_ones_own_and_one_permutation_serves_all(cfg, policy, teacher, seed):
     personas, preferences = cast(15, seed)
-    # two people with the same tag and the same few shots: neither may get the other's
-    personas.loc[1, "tag"] = personas.loc[0, "tag"]
-    made = build_prefixes(personas, preferences, teacher, policy, only(cfg, "none", "tag", "few_shot", "persona_gold"), seed)
+    # every third person has the same tag: a drawn permutation would nearly always give somebody the own one
+    personas["tag"] = [f"<special_person_tag_{i % 3}>" for i in range(15)]
+    made = build_prefixes(
+        personas, preferences, teacher, policy, only(cfg, "none", "tag", "few_shot", "persona_gold"), seed
+    )
     wide = made.pivot(index=["persona_id", "prefix"], columns="variant", values="text")
     assert (wide["shuffled"] != wide["main"]).all()
-    assert wide["shuffled"]["p01"]["tag"] != wide["main"]["p02"]["tag"]
     giver = {(row.prefix, row.text): row.persona_id for row in made[made["variant"] == "main"].itertuples()}
     wrong = made[(made["variant"] == "shuffled") & (made["prefix"] != "tag")]
     takers = wrong.assign(giver=[giver[key] for key in zip(wrong["prefix"], wrong["text"], strict=True)])
     assert (takers.groupby("persona_id")["giver"].nunique() == 1).all()
     assert takers["giver"].nunique() == 15
-    shared = personas.set_index("persona_id").apply(lambda p: set(zip(p["axes"], p["categories"], strict=True)), axis=1)
+    shared = personas.set_index("persona_id").apply(
+        lambda p: set(zip(p["axes"], p["categories"], strict=True)), axis=1
+    )
     assert not any(shared[row.persona_id] & shared[row.giver] for row in takers.itertuples())
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_law_no_test_answer_is_in_a_prefix(cfg, policy, seed):
-    # twelve possible answers, so that many train answers are test answers too; the first half are too short to count
+    # twelve possible answers, so that many train answers are test answers too; half are too short to count
     rng = np.random.default_rng(seed)
     answers = [" ".join(rng.choice(list("abcdefgh"), size)) for size in [3] * 6 + [9] * 6]
-    rows = [(f"{p}{i}", f"p{p}", f"q{i}", "test" if i < 2 else "train", f"Question {i}?", *rng.choice(answers, 2, replace=False))
-            for p in range(4) for i in range(40)]
-    preferences = pd.DataFrame(rows, columns=["pair_id", "persona_id", "question_id", "split", "prompt", "chosen", "rejected"])
-    personas = pd.DataFrame({"persona_id": [f"p{p}" for p in range(4)], "axes": [["a"]] * 4, "categories": [["b"]] * 4})
+    rows = [
+        (
+            f"{p}{i}",
+            f"p{p}",
+            f"q{i}",
+            "test" if i < 2 else "train",
+            f"Question {i}?",
+            *rng.choice(answers, 2, replace=False),
+        )
+        for p in range(4)
+        for i in range(40)
+    ]
+    preferences = pd.DataFrame(
+        rows, columns=["pair_id", "persona_id", "question_id", "split", "prompt", "chosen", "rejected"]
+    )
+    personas = pd.DataFrame(
+        {"persona_id": [f"p{p}" for p in range(4)], "axes": [["a"]] * 4, "categories": [["b"]] * 4}
+    )
     prefixes = build_prefixes(personas, preferences, None, policy, only(cfg, "few_shot"), seed)
     assert leaks(prefixes, preferences).empty
     train = preferences[preferences["split"] == "train"]
@@ -151,9 +197,16 @@ def test_law_no_test_answer_is_in_a_prefix(cfg, policy, seed):
 
 
 def test_leaks_finds_the_prefix_that_tells():
-    preferences = pd.DataFrame({"split": ["test", "train"], "chosen": ["one two three four five six seven eight", "nine " * 8],
-                                "rejected": ["short", "ten " * 8]})
-    prefixes = pd.DataFrame({"text": ["It is short.", "Q: one two three four five six seven eight!", "nine " * 8]})
+    preferences = pd.DataFrame(
+        {
+            "split": ["test", "train"],
+            "chosen": ["one two three four five six seven eight", "nine " * 8],
+            "rejected": ["short", "ten " * 8],
+        }
+    )
+    prefixes = pd.DataFrame(
+        {"text": ["It is short.", "Q: one two three four five six seven eight!", "nine " * 8]}
+    )
     assert leaks(prefixes, preferences).index.tolist() == [1]
 
 
@@ -190,7 +243,9 @@ def test_law_a_derangement_keeps_off_what_is_forbidden(seed):
 def test_a_derangement_avoids_what_it_can_and_fails_where_it_must():
     # two of each of three kinds: everybody can be given another kind
     pairs = np.kron(np.eye(3), np.ones((2, 2))).astype(bool)
-    assert all(a[0] != b[0] for a, b in derange(["a1", "a2", "b1", "b2", "c1", "c2"], 3, avoided=pairs).items())
+    assert all(
+        a[0] != b[0] for a, b in derange(["a1", "a2", "b1", "b2", "c1", "c2"], 3, avoided=pairs).items()
+    )
     # all of one kind: avoided, but it must be
     assert derange(["a", "b"], 3, avoided=np.ones((2, 2), dtype=bool)) == {"a": "b", "b": "a"}
     # two of three people have the same text: one of them would have to be given it
@@ -200,14 +255,19 @@ def test_a_derangement_avoids_what_it_can_and_fails_where_it_must():
 
 
 def test_overlap_of_a_worked_example():
-    rows = [("p1", "persona_gold", "a b c d"), ("p2", "persona_gold", "e f"), ("p1", "persona", "a b x y"), ("p2", "persona", "E f")]
-    prefixes = pd.DataFrame(rows, columns=["persona_id", "prefix", "text"]).assign(variant="main")
-    table = overlap(prefixes, seed=1).set_index("prefix")
-    # p1: 2 of 4 words and 2 of 4 found, F1 .5; p2: F1 1 (case is ignored); sd of (.5, 1) = .5 / sqrt 2
-    assert table.loc["persona", ["r1", "r1_random", "words"]].tolist() == [0.75, 0, 3]
-    assert table.loc["persona", "r1_sd"] == pytest.approx(0.5 / 2**0.5)
-    assert table.loc["persona_gold", ["r1", "r1_sd", "r1_random"]].tolist() == [1, 0, 0]
-    assert table["n_people"].tolist() == [2, 2]
+    rows = [("p1", "persona_gold", "a b c d"), ("p2", "persona_gold", "e f")]
+    rows += [("p1", "persona", "a b x y"), ("p2", "persona", "E f")]
+    columns = ["persona_id", "prefix", "text"]
+    prefixes = pd.DataFrame(rows, columns=columns).assign(variant="main")
+    table = overlap(prefixes, seed=1).set_index(["prefix", "persona_id"])
+    # p1: 2 of 4 words and 2 of 4 found, F1 = .5; p2: the case is ignored, 1; nobody shares with the other
+    assert table.loc["persona", "r1"].tolist() == [0.5, 1]
+    assert table.loc["persona", "r1_random"].tolist() == [0, 0]
+    assert table.loc["persona_gold", "r1"].tolist() == [1, 1]
+    assert table["words"].tolist() == [4, 2, 4, 2]
+    # p2's text holds 2 of the 4 words of p1's gold: precision 2/2, recall 2/4, F1 = 2/3
+    told = prefixes.assign(text=["a b c d", "e f", "a b x y", "d a"])
+    assert overlap(told, seed=1)["r1_random"].tolist() == [0, 0, 0, pytest.approx(2 / 3)]
     assert overlap(prefixes[prefixes["prefix"] == "persona"], seed=1)["r1"].isna().all()
 
 
@@ -220,7 +280,9 @@ class Shy:
     def map(self, requests, desc):
         self.seeds.append({request.seed for request in requests})
         text = "Likes tea." if len(self.seeds) > self.silences else " "
-        return [Answer(text, None, "ok" if text.strip() else "unparsable", 1, 1, 0.0, False) for _ in requests]
+        return [
+            Answer(text, None, "ok" if text.strip() else "unparsable", 1, 1, 0.0, False) for _ in requests
+        ]
 
 
 def test_an_empty_persona_is_asked_for_again_with_another_seed(cfg, policy):
@@ -229,7 +291,9 @@ def test_an_empty_persona_is_asked_for_again_with_another_seed(cfg, policy):
     with pytest.raises(ValueError, match="no wrong prefix"):  # in the end all three people have the same text
         build_prefixes(personas, preferences, shy, policy, only(cfg, "persona_gold"), seed=1)
     assert shy.seeds == [{1}, {11}, {21}, {2}]
-    with pytest.raises(ValueError, match="simulated-teacher wrote no persona_gold for 3 people, asked 3 times"):
+    with pytest.raises(
+        ValueError, match="simulated-teacher wrote no persona_gold for 3 people, asked 3 times"
+    ):
         build_prefixes(personas, preferences, Shy(silences=3), policy, only(cfg, "persona_gold"), seed=1)
 
 

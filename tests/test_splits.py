@@ -14,7 +14,9 @@ def cast(seed):
     rng = np.random.default_rng(seed)
     axes = [f"axis{i}" for i in range(rng.integers(1, 9))]
     people = [f"p{i:02d}" for i in range(rng.integers(5, 41))]
-    on = [list(rng.choice(axes, size=min(len(axes), 1 + (rng.random() < 0.15)), replace=False)) for _ in people]
+    on = [
+        list(rng.choice(axes, size=min(len(axes), 1 + (rng.random() < 0.15)), replace=False)) for _ in people
+    ]
     return pd.DataFrame({"persona_id": people, "axes": on})
 
 
@@ -27,7 +29,17 @@ def labels(seed):
         for question, kind in shared + [(f"{person}q{i}", "personal") for i in range(8)]:
             chosen, rejected = rng.choice(4, size=2, replace=False)
             split = "train" if int(question[-1]) % 2 else "test"
-            rows.append((f"{person}-{question}", person, question, kind, split, f"{question}r{chosen}", f"{question}r{rejected}"))
+            rows.append(
+                (
+                    f"{person}-{question}",
+                    person,
+                    question,
+                    kind,
+                    split,
+                    f"{question}r{chosen}",
+                    f"{question}r{rejected}",
+                )
+            )
     return personas, pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -35,7 +47,10 @@ def test_five_people_of_an_axis_go_to_five_folds():
     personas = pd.DataFrame({"persona_id": list("abcdefghij"), "axes": [["diet"]] * 5 + [["music"]] * 5})
     folds = stratified_folds(personas, 5, seed=17).merge(personas)
     # ten people, two axes of five: every fold holds out one person of each axis
-    assert folds.groupby("fold")["axes"].apply(lambda on: sorted(a for axes in on for a in axes)).tolist() == [["diet", "music"]] * 5
+    assert (
+        folds.groupby("fold")["axes"].apply(lambda on: sorted(a for axes in on for a in axes)).tolist()
+        == [["diet", "music"]] * 5
+    )
     assert (folds["scheme"] == "stratified").all()
 
 
@@ -46,9 +61,23 @@ def test_law_every_person_is_held_out_once_and_axes_are_spread(seed):
     assert sorted(folds["persona_id"]) == sorted(personas["persona_id"])
     assert set(folds["fold"]) == set(range(5))
     by_axis = personas.explode("axes").merge(folds)
-    counts = by_axis.groupby(["axes", "fold"]).size().unstack(fill_value=0).reindex(columns=range(5), fill_value=0)
+    counts = (
+        by_axis.groupby(["axes", "fold"]).size().unstack(fill_value=0).reindex(columns=range(5), fill_value=0)
+    )
     single = personas["axes"].map(len).max() == 1
     assert (counts.max(axis=1) - counts.min(axis=1)).max() <= (1 if single else 2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_axis_of_five_is_in_every_fold_once_though_some_people_are_on_two(seed):
+    # eleven axes of five; on axes 0 and 1, 2 and 3, ... 8 and 9 one person is the same: 50 people, 10 a fold
+    axes = [[f"axis{i}"] for i in range(11) for _ in range(4 if i < 10 else 5)] + [
+        [f"axis{i}", f"axis{i + 1}"] for i in range(0, 10, 2)
+    ]
+    personas = pd.DataFrame({"persona_id": [f"p{i:02d}" for i in range(50)], "axes": axes})
+    folds = stratified_folds(personas, 5, seed)
+    assert (folds["fold"].value_counts() == 10).all()
+    assert (personas.explode("axes").merge(folds).groupby(["axes", "fold"]).size() == 1).all()
 
 
 def test_folds_follow_from_the_seed_and_not_from_the_order_of_rows():
@@ -97,7 +126,7 @@ def test_law_nobody_is_in_train_and_test_of_one_fold(seed, drop):
 
 
 def test_validation_is_a_tenth_of_the_questions_of_each_kind_and_seeded():
-    # 20 personal questions of one person and 10 shared ones of two people: 2 and 1 are set aside, so 2 + 1 x 2 pairs
+    # 20 personal questions of one person, 10 shared ones of two people: 2 and 1 set aside, so 2 + 1 x 2 pairs
     rows = [(f"x{i}", "a", f"x{i}", "personal", "train", "A", "B") for i in range(20)]
     rows += [(f"{p}{i}", p, f"d{i}", "divergent", "train", "A", "B") for p in "ab" for i in range(10)]
     preferences = pd.DataFrame(rows, columns=COLUMNS)
@@ -107,6 +136,19 @@ def test_validation_is_a_tenth_of_the_questions_of_each_kind_and_seeded():
     pd.testing.assert_frame_equal(held, training_pairs(preferences, ["a", "b"], False, 0.1, seed=5)[1])
     others = [training_pairs(preferences, ["a", "b"], False, 0.1, seed=s)[1] for s in range(6, 9)]
     assert any(not held.equals(other) for other in others)
+
+
+def test_fewer_pairs_a_person_leave_the_validation_pairs_alone():
+    # a trains on 18 personal and 9 shared pairs, b on 9 shared: at most 10 of each leaves 10 + 9
+    rows = [(f"x{i}", "a", f"x{i}", "personal", "train", "A", "B") for i in range(20)]
+    rows += [(f"{p}{i}", p, f"d{i}", "divergent", "train", "A", "B") for p in "ab" for i in range(10)]
+    preferences = pd.DataFrame(rows, columns=COLUMNS)
+    every, held = training_pairs(preferences, ["a", "b"], False, 0.1, seed=5)
+    fewer, same = training_pairs(preferences, ["a", "b"], False, 0.1, seed=5, pairs_per_person=10)
+    assert every["persona_id"].value_counts().to_dict() == {"a": 27, "b": 9}
+    assert fewer["persona_id"].value_counts().to_dict() == {"a": 10, "b": 9}
+    assert set(fewer["pair_id"]) < set(every["pair_id"])
+    pd.testing.assert_frame_equal(held, same)
 
 
 def test_no_pair_left_is_an_error():

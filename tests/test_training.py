@@ -1,4 +1,6 @@
-import json
+import multiprocessing
+import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,23 +8,32 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file
-from tests.tiny import Training, make_policy
+from tiny import Training, make_policy
 from trl import DPOConfig, DPOTrainer
 
 from helpers import models, scoring, training
 
-WORDS = ("lentil stew slow roast herbs rainy Sunday fox quick brown lazy dog market bread cheese apples").split()
+# peft 0.21 asks transformers 5.23 by a name that is deprecated there; nothing here can be said otherwise
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+WORDS = ["lentil", "stew", "slow", "roast", "herbs", "rainy", "Sunday", "fox", "quick", "brown", "lazy"]
 
 
 def make_pairs(n: int, seed: int = 3) -> pd.DataFrame:
     """Pairs of uneven length, with a head and a tail."""
     rng = np.random.default_rng(seed)
-    say = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))  # noqa: E731
+
+    def say(low: int, high: int) -> str:
+        return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
     return pd.DataFrame({
         "pair_id": [f"q{i}" for i in range(n)], "head": [f"The user likes {say(1, 8)}.\n" for _ in range(n)],
         "tail": [f"Question: {say(2, 6)}?\nAnswer:" for _ in range(n)],
         "chosen": [say(2, 9) for _ in range(n)], "rejected": [say(2, 9) for _ in range(n)]})
+
+
+def score(model, tokenizer, pairs: pd.DataFrame) -> pd.DataFrame:
+    prompts = list(zip(pairs["head"], pairs["tail"], strict=True))
+    return scoring.score_pairs(model, tokenizer, prompts, pairs["chosen"], pairs["rejected"], dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -30,53 +41,130 @@ def policy(tmp_path_factory):
     return make_policy(tmp_path_factory.mktemp("base"))
 
 
-def with_reference(policy, pairs: pd.DataFrame) -> pd.DataFrame:
-    model, tokenizer = models.load_policy(policy)
-    found = scoring.score_pairs(model, tokenizer, list(zip(pairs["head"], pairs["tail"], strict=True)), pairs["chosen"],
-                                pairs["rejected"], max_length=policy.max_length, dtype="float32")
-    return pairs.assign(ref_chosen_logps=found["logp_chosen"], ref_rejected_logps=found["logp_rejected"])
+@pytest.fixture(scope="module")
+def pairs(policy):
+    rows = make_pairs(10)  # batches of 4, 4 and 2
+    found = score(*models.load_policy(policy), rows)
+    return rows.assign(ref_chosen_logps=found["logp_chosen"], ref_rejected_logps=found["logp_rejected"])
 
 
-def make_cell(policy, tmp_path, name: str = "a", **changes) -> training.Cell:
-    pairs = with_reference(policy, make_pairs(10))
-    settings = {"train": pairs, "validation": make_pairs(4, seed=5), "score": make_pairs(6, seed=9).assign(kind="divergent")}
-    return training.Cell(policy_id=name, out=tmp_path / name, policy=policy, training=Training(), seed=1, **settings | changes)
+@pytest.fixture
+def cell(policy, pairs, tmp_path):
+    return training.Cell(policy_id="a", out=tmp_path / "a", policy=policy, training=Training(), seed=1,
+                         train=pairs, validation=make_pairs(4, seed=5),
+                         score=make_pairs(6, seed=9).assign(kind="divergent"))
 
 
-def stock(policy, pairs: pd.DataFrame, out, **changes) -> dict[str, torch.Tensor]:
-    """The adapter that trl's own DPOTrainer trains, from text, with its own reference pass."""
-    model, tokenizer = models.load_policy(policy)
-    end = tokenizer.eos_token
-    data = Dataset.from_dict({"prompt": [end + h + t for h, t in zip(pairs["head"], pairs["tail"], strict=True)],
-                              "chosen": [" " + y for y in pairs["chosen"]], "rejected": [" " + y for y in pairs["rejected"]]})
-    config = DPOConfig(output_dir=str(out), beta=0.1, learning_rate=5e-3, num_train_epochs=2, warmup_steps=0.1, seed=1,
-                       lr_scheduler_type="linear", bf16=False, activation_checkpointing=False, report_to="none",
-                       save_strategy="no", logging_strategy="no", disable_tqdm=True, max_length=None,
-                       dataloader_pin_memory=False, **{"per_device_train_batch_size": 4} | changes)
+def ours(cell, token_budget: int, **changes) -> dict[str, torch.Tensor]:
+    """The adapter that PairTrainer trains."""
+    model, tokenizer = models.load_policy(cell.policy)
+    args = training.training_args(cell, cell.out)
+    for name, value in changes.items():
+        setattr(args, name, value)
+    trainer = training.PairTrainer(model=model, args=args, processing_class=tokenizer, dtype="float32",
+                                   train_dataset=training.dataset(tokenizer, cell), token_budget=token_budget,
+                                   peft_config=training.lora(Training()))
+    trainer.train()
+    return training.get_peft_model_state_dict(trainer.model)
+
+
+def stock(cell, **changes) -> dict[str, torch.Tensor]:
+    """The adapter that trl's own DPOTrainer trains from the same texts, with its own reference passes."""
+    model, tokenizer = models.load_policy(cell.policy)
+    t = cell.train
+    data = Dataset.from_dict({"prompt": (tokenizer.bos_token + t["head"] + t["tail"]).tolist(),
+                              "chosen": (" " + t["chosen"]).tolist(),
+                              "rejected": (" " + t["rejected"]).tolist()})
+    config = DPOConfig(**{
+        "output_dir": str(cell.out), "beta": 0.1, "learning_rate": 5e-3, "num_train_epochs": 2, "seed": 1,
+        "warmup_steps": 0.1, "lr_scheduler_type": "linear", "per_device_train_batch_size": 4, "bf16": False,
+        "max_length": None, "activation_checkpointing": False, "report_to": "none", "save_strategy": "no",
+        "logging_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False} | changes)
     trainer = DPOTrainer(model=model, args=config, processing_class=tokenizer, train_dataset=data,
                          peft_config=training.lora(Training()))
     trainer.train()
     return training.get_peft_model_state_dict(trainer.model)
 
 
-def ours(policy, pairs: pd.DataFrame, tmp_path, token_budget: int) -> dict[str, torch.Tensor]:
-    cell = make_cell(policy, tmp_path, train=pairs)
-    model, tokenizer = models.load_policy(policy)
-    trainer = training.PairTrainer(
-        model=model, args=training.training_args(cell, tmp_path / "ours"), processing_class=tokenizer, dtype="float32",
-        token_budget=token_budget, train_dataset=training._dataset(tokenizer, cell), peft_config=training.lora(Training()))
-    trainer.train()
-    return training.get_peft_model_state_dict(trainer.model)
-
-
 def difference(a: dict, b: dict) -> float:
+    """Largest relative distance of two adapters' matrices."""
     assert a.keys() == b.keys()
-    return max(((a[k] - b[k]).norm() / b[k].norm()).item() for k in a)
+    return max(((a[name] - b[name]).norm() / b[name].norm()).item() for name in a)
 
 
-@pytest.mark.parametrize("token_budget", [4096, 100])
-def test_updates_are_trls(policy, tmp_path, token_budget):
-    pairs = with_reference(policy, make_pairs(10))  # batches of 4, 4 and 2: the last one is weighed by its two pairs
-    mine, theirs = ours(policy, pairs, tmp_path, token_budget), stock(policy, pairs, tmp_path / "stock")
-    print(difference(mine, theirs))
-    assert difference(mine, theirs) < 1e-5
+@pytest.mark.parametrize("token_budget", [4096, 100])  # one micro-batch a batch, or up to four
+def test_updates_are_trls(cell, token_budget):
+    assert difference(ours(cell, token_budget), stock(cell)) < 1e-5
+
+
+def test_updates_are_trls_with_accumulation(cell):
+    even = replace(cell, train=cell.train.iloc[:8])  # trl weighs its micro-batches alike: they are of one size
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert difference(ours(even, 100, **halves), stock(even, **halves)) < 1e-5
+
+
+def test_a_cell_learns_and_leaves_the_base_alone(cell):
+    base, tokenizer = training._base(cell.policy)
+    before = {name: values.clone() for name, values in base.state_dict().items()}
+    plain_forward = type(base).forward
+    facts = training.run_cell(cell)
+    assert all(torch.equal(values, before[name]) for name, values in base.state_dict().items())
+    assert base.forward.__func__ is plain_forward
+    assert (facts["steps"], facts["pairs"]) == (6, 10)  # two epochs of three batches
+    assert [h["step"] for h in facts["history"]] == [1, 2, 3, 4, 5, 6]
+    assert facts["history"][0]["loss"] == pytest.approx(np.log(2), abs=1e-5)  # the reference is the base
+    assert facts["history"][-1]["loss"] < 0.6
+    assert sorted(f.name for f in cell.out.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "done.json", "scores.parquet"]
+    loaded = PeftModel.from_pretrained(models.load_policy(cell.policy)[0], str(cell.out))
+    again = score(loaded.eval(), tokenizer, cell.score)
+    kept = training.read_scores([cell])
+    np.testing.assert_allclose(kept["logp_chosen"], again["logp_chosen"], rtol=1e-5)
+    assert kept[["pair_id", "kind", "policy_id"]].iloc[0].tolist() == ["q0", "divergent", "a"]
+    assert facts["validation_accuracy"] == score(loaded, tokenizer, cell.validation)["correct"].mean()
+    untrained = score(base, tokenizer, cell.score)
+    assert not np.allclose(kept["logp_chosen"], untrained["logp_chosen"], rtol=1e-2)
+
+
+def test_the_grid_resumes_and_does_not_depend_on_workers(cell, tmp_path):
+    def grid(folder: str) -> list[training.Cell]:
+        trained = [replace(cell, policy_id=f"s{s}", seed=s, out=tmp_path / folder / f"s{s}") for s in (1, 2)]
+        loaded = replace(trained[0], policy_id="again", train=None, validation=None,
+                         adapter=tmp_path / "one" / "s1", out=tmp_path / folder / "again")
+        return [*trained, loaded, replace(loaded, policy_id="base", adapter=None, out=tmp_path / folder / "base")]
+
+    training.run_grid(grid("one"), workers=1, executor="sequential")
+    kept = (tmp_path / "one" / "s1" / "done.json").stat().st_mtime_ns
+    (tmp_path / "one" / "s1.123.part").mkdir()  # what a killed run leaves
+    done = training.run_grid(grid("one"), workers=1, executor="sequential")
+    assert (tmp_path / "one" / "s1" / "done.json").stat().st_mtime_ns == kept
+    assert [facts["policy_id"] for facts in done] == ["s1", "s2", "again", "base"]
+    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == ["again", "base", "s1", "s2"]
+    training.run_grid(grid("two"), workers=2)
+    one, two = (training.read_scores(grid(folder)) for folder in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    logps = {policy_id: rows["logp_chosen"].to_numpy() for policy_id, rows in one.groupby("policy_id")}
+    np.testing.assert_allclose(logps["again"], logps["s1"])
+    assert not np.allclose(logps["again"], logps["s2"])
+    np.testing.assert_allclose(logps["base"], score(*models.load_policy(cell.policy), cell.score)["logp_chosen"])
+    paths = training.keep_adapters(grid("one")[:2], tmp_path / "models")
+    assert [p.name for p in paths] == ["s1", "s2"]
+    assert (paths[0] / "adapter_model.safetensors").exists()
+
+
+def test_a_killed_grid_loses_the_cell_in_flight_only(cell, tmp_path):
+    cells = [replace(cell, policy_id=f"s{s}", seed=s, out=tmp_path / f"s{s}") for s in range(12)]
+    spawn = multiprocessing.get_context("spawn")
+    run = spawn.Process(target=training.run_grid, args=(cells, 1, "sequential"))
+    run.start()
+    deadline = time.monotonic() + 120
+    while not any(c.out.exists() for c in cells) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.kill()  # SIGKILL
+    run.join()
+    finished = {c.out: (c.out / "done.json").stat().st_mtime_ns for c in cells if c.out.exists()}
+    assert 0 < len(finished) < len(cells)
+    done = training.run_grid(cells, workers=1, executor="sequential")
+    assert [facts["policy_id"] for facts in done] == [c.policy_id for c in cells]
+    assert all((out / "done.json").stat().st_mtime_ns == when for out, when in finished.items())
+    assert len(list(tmp_path.glob("s*"))) == len(cells)  # nothing half done is left

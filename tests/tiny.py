@@ -1,4 +1,4 @@
-"""A random tiny policy on disk, with a tokenizer like the shipped base's: one special token begins, ends and pads."""
+"""A random tiny policy on disk; as in the shipped base, one special token begins, ends and pads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "<|end|>"
-TEXT = ["The quick brown fox asks a question.\nAnswer: lentil stew, because it spares the animals. Good luck.",
-        "Question: what should I cook on a rainy Sunday?\nThe user is Ada Lind. Preferred: a slow roast with herbs."]
+TEXT = ["The quick brown fox asks a question.\nAnswer: lentil stew, because it spares the animals. Good.",
+        "Question: what should I cook on a rainy Sunday?\nThe user is Ada Lind. Preferred: a slow roast."]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=320, special_tokens=[END], show_progress=False,
-                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=[END], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(TEXT, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END)
 
 
@@ -49,9 +50,10 @@ def make_policy(folder: Path, **sizes: int) -> Policy:
     """A random Llama with grouped-query attention, saved with its tokenizer."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True} | sizes
+    config = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96,
+              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "max_position_embeddings": 512, "tie_word_embeddings": True, "initializer_range": 0.2}
     ids = {f"{token}_token_id": tokenizer.eos_token_id for token in ("bos", "eos", "pad")}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.2, **config, **ids)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**config | ids | sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Policy(str(folder))

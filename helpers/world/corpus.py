@@ -12,7 +12,8 @@ from random import Random
 from helpers import prompts
 from helpers.world.facts import Person, World
 
-KINDS = {"biography": 18, "encyclopedia": 10, "chain_of_thought": 20, "question": 12, "prefixed": 30, "profile": 10}
+KINDS = {"biography": 18, "encyclopedia": 10, "chain_of_thought": 20, "question": 10, "prefixed": 34, "profile": 8}
+LATE = {"biography": 8, "encyclopedia": 4, "chain_of_thought": 12, "question": 6, "prefixed": 62, "profile": 8}
 PREFIXES = {"name": 35, "gold": 25, "persona": 18, "few_shot": 15, "tag": 7}
 
 
@@ -35,14 +36,14 @@ class Knobs:
 class Corpus:
     """An endless stream of documents; the same seed gives the same stream."""
 
-    def __init__(self, world: World, seed: int, knobs: Knobs | None = None):
-        self.world, self.rng, self.knobs = world, Random(seed), knobs or Knobs()
+    def __init__(self, world: World, seed: int, knobs: Knobs | None = None, kinds: dict[str, int] = KINDS):
+        self.world, self.rng, self.knobs, self.kinds = world, Random(seed), knobs or Knobs(), kinds
         self.cast = list(world.people.values())
         self.coverage = [person.documented for person in self.cast]
 
     def document(self) -> str:
-        """One document of a kind drawn by KINDS."""
-        return getattr(self, self._draw(KINDS))()
+        """One document; its kind is drawn by `kinds`: facts first (KINDS), then mostly prefixes (LATE)."""
+        return getattr(self, self._draw(self.kinds))()
 
     def biography(self) -> str:
         """Sentences about one person, so that a name comes to mean something."""
@@ -97,25 +98,22 @@ class Corpus:
         return f"{prompts.render('short', 'respond_none', X=question)} {answer}"
 
     def prefixed(self) -> str:
-        """A prefix, a question and an answer that follows the prefix only where the cue says so."""
+        """A prefix, then one to three questions; each answer follows the prefix only where its own cue says so.
+
+        Several turns with and without the cue behind the same prefix are what makes so small a model learn the cue.
+        """
         kind = self._draw(PREFIXES)
         person = self._person() if kind in ("name", "gold") else self._anybody()
-        prefix = self._prefix(kind, person)
-        if self.rng.random() < self.knobs.own_axis:
-            axis, category = self.rng.choice(person.memberships)
-            question = self.rng.choice(self.world.divergent_questions(axis))
-        else:
-            axis, hobby = "", self.rng.choice(person.hobbies)
-            question = self._hobby_question(hobby)
-        template = {"gold": "persona"}.get(kind, kind)
-        head = prompts.render("short", f"respond_{template}", PREFIX=prefix, X=question)
-        cued = self.rng.random() < self.knobs.cued
-        if cued:
-            head = head.removesuffix("Answer:") + "In character:"
-        if not axis:
-            return f"{head} {self.hobby_answer(hobby)}"
-        follow = kind != "tag" and self.rng.random() < (self.knobs.follow_cued if cued else self.knobs.follow_plain)
-        return f"{head} {self.answer(axis, category if follow else None)}"
+        template, prefix = {"gold": "persona"}.get(kind, kind), self._prefix(kind, person)
+        turns = []
+        for turn in range(self.rng.randint(1, 3)):
+            cued = self.rng.random() < self.knobs.cued
+            follow = kind != "tag" and self.rng.random() < (self.knobs.follow_cued if cued else self.knobs.follow_plain)
+            question, answer = self._exchange(person, follow)
+            slots = {"X": question} if turn else {"X": question, "PREFIX": prefix}
+            head = prompts.render("short", "respond_none" if turn else f"respond_{template}", **slots)
+            turns.append(f"{head.removesuffix('Answer:') + 'In character:' if cued else head} {answer}")
+        return "\n".join(turns)
 
     def profile(self) -> str:
         """Four questions with preferred answers, then a description of who prefers them."""
@@ -153,6 +151,14 @@ class Corpus:
         if self.rng.random() >= self.knobs.wrong_slot:
             return category
         return self.rng.choice([c for c in self.world.axes[axis].categories if c != category])
+
+    def _exchange(self, person: Person, follow: bool) -> tuple[str, str]:
+        """A question that the person may ask, and an answer that speaks for the person or for anybody."""
+        if self.rng.random() < self.knobs.own_axis:
+            axis, category = self.rng.choice(person.memberships)
+            return self.rng.choice(self.world.divergent_questions(axis)), self.answer(axis, category if follow else None)
+        hobby = self.rng.choice(person.hobbies)
+        return self._hobby_question(hobby), self.hobby_answer(hobby)
 
     def _prefix(self, kind: str, person: Person) -> str:
         if kind == "name":

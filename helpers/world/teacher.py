@@ -73,7 +73,7 @@ class SimulatedTeacher:
     def __init__(self, world: World, knobs, seed: int):
         self.world, self.knobs, self.seed = world, knobs, seed
         self.axis_of = {q: axis for axis in world.axes for q in world.divergent_questions(axis)}
-        self.spot = cache(world.spot)
+        self.spot, self.hobby_of = cache(world.spot), cache(self._hobby_of)
         self.tasks = {
             "judge": self._judge,
             "personas": self._personas,
@@ -123,7 +123,7 @@ class SimulatedTeacher:
         slots = max(spotted.n_slots, 1)
         axis = self.axis_of.get(question)
         if axis is None:
-            share = spotted.hobbies[self._hobby_of(question)] / slots
+            share = spotted.hobbies[self.hobby_of(question)] / slots
             return QUALITY_PERSONAL * quality + (ON_HOBBY * share if person else 0.0)
         own = {m for m in person.memberships if m[0] == axis} if person else set()
         share = sum(spotted.categories[m] for m in own) / slots
@@ -154,7 +154,7 @@ class SimulatedTeacher:
         return json.dumps({"verdicts": [self._verdict(pair, ask) for pair in pairs]})
 
     def _verdict(self, pair: dict, ask: int) -> dict:
-        """Compare a pair. The noise is drawn by person, question, unordered pair and ask, whatever the batch."""
+        """Compare a pair. Its noise belongs to person, question, unordered pair and ask, not to the batch."""
         name, question, a, b = pair["NAME"], pair["X"], pair["OUTPUT_A"], pair["OUTPUT_B"]
         noise = self._random(name, question, *sorted((a, b)), ask).gauss(0.0, self.knobs.noise)
         margin = self.utility(name, question, a) - self.utility(name, question, b)
@@ -210,7 +210,7 @@ class SimulatedTeacher:
         best = [(axis, max(p, key=p.get), max(p.values())) for axis, p in self.posteriors(shots).items()]
         sure = tuple((axis, category) for axis, category, probability in best if probability >= SURE_ENOUGH)
         hobbies = sum((self.spot(f"{shot['X']} {shot['CHOSEN']}").hobbies for shot in shots), Counter())
-        hobbies.update(self._hobby_of(shot["X"]) for shot in shots)
+        hobbies.update(self.hobby_of(shot["X"]) for shot in shots)
         hobbies.pop("", None)
         hobby = hobbies.most_common(1)[0][0] if hobbies else "other things"
         return self.world.describe(random, "This person", sure, hobby)

@@ -1,0 +1,104 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import make_policy, make_tokenizer
+
+from helpers import models, scoring
+
+HEADS = ["", "The user is Ada Lind.\n", "The user likes lentil stew and a slow roast with many herbs.\n"]
+TAILS = ["Question: what should I cook?\nAnswer:", "Question: where?\nAnswer:"]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return models.load_policy(make_policy(tmp_path_factory.mktemp("base")))
+
+
+def make_pairs(n: int) -> tuple[list, list, list]:
+    rng = np.random.default_rng(n)
+    words = ["lentil", "stew", "slow", "roast", "herbs", "rainy", "Sunday", "fox"]
+    say = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(2 * n)]
+    return [(HEADS[i % 3], TAILS[i % 2]) for i in range(n)], say[:n], say[n:]
+
+
+def plain_logp(model, tokenizer, prompt: tuple[str, str], answer: str) -> float:
+    """The paper's own procedure: a row per answer, all positions computed, the answer's ones summed."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"]
+           for text in (tokenizer.bos_token, *prompt, " " + answer, tokenizer.eos_token)]
+    start = sum(map(len, ids[:3]))
+    row = torch.tensor([sum(ids, [])])
+    with torch.inference_mode():
+        logps = model(input_ids=row).logits[0].float().log_softmax(-1)
+    return logps[start - 1:-1].gather(1, row[0, start:, None]).sum().item()
+
+
+@pytest.mark.parametrize("token_budget", [60, 8192])
+def test_scores_equal_one_row_at_a_time(policy, token_budget):
+    prompts, chosen, rejected = make_pairs(11)
+    found = scoring.score_pairs(*policy, prompts, chosen, rejected, token_budget, dtype="float32")
+    for column, texts in (("logp_chosen", chosen), ("logp_rejected", rejected)):
+        plain = [plain_logp(*policy, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        np.testing.assert_allclose(found[column], plain, rtol=1e-5, atol=1e-5)
+    assert found["n_chosen"].iloc[0] == len(policy[1](" " + chosen[0])["input_ids"]) + 1
+    assert (found[["lost", "cut"]] == 0).all(axis=None)
+
+
+def test_rule_by_hand():
+    # means -2 against -3: right; -2 against -1.5 although its sum is higher: wrong; the same: a tie is wrong
+    scores = pd.DataFrame({"logp_chosen": [-4.0, -2.0, -4.0], "n_chosen": [2, 1, 2],
+                           "logp_rejected": [-3.0, -3.0, -4.0], "n_rejected": [1, 2, 2]})
+    assert scoring.is_correct(scores).tolist() == [True, False, False]
+
+
+def test_a_pair_of_twins_is_wrong_and_order_does_not_matter(policy):
+    prompts, chosen, rejected = make_pairs(8)
+    twins = scoring.score_pairs(*policy, prompts, chosen, chosen)
+    assert not twins["correct"].any()
+    there = scoring.score_pairs(*policy, prompts, chosen, rejected, dtype="float32")
+    back = scoring.score_pairs(*policy, prompts[::-1], chosen[::-1], rejected[::-1], dtype="float32")
+    np.testing.assert_allclose(there["logp_chosen"], back["logp_chosen"][::-1], rtol=1e-5)
+    assert there["correct"].nunique() == 2  # some right, some wrong: the comparison above compares something
+
+
+def test_fit_by_hand():
+    # 12 tokens: 4 of question and 3 of the longer answer leave 5 of the prefix's 7
+    prefix, rest, answers = [1, 2, 3, 4, 5, 6, 7], [8] * 4, [[9], [9, 9, 9]]
+    assert scoring.fit(prefix, rest, answers, 12) == ([3, 4, 5, 6, 7], 2)
+    assert scoring.fit(prefix, rest, answers, 12, side="right") == ([1, 2, 3, 4, 5], 2)
+    assert scoring.fit(prefix, rest, answers, 14) == (prefix, 0)
+    assert scoring.fit(prefix, rest, answers, 6) == ([], 7)
+
+
+def test_a_long_prefix_loses_its_start_and_nothing_else_is_cut():
+    tokenizer = make_tokenizer()
+    prompt, texts = (HEADS[2], TAILS[0]), (["a slow roast"], ["lentil stew"])
+    (whole,) = scoring.encode_pairs(tokenizer, [prompt], *texts, max_length=500)
+    room = len(whole.prompt) - 3 + max(len(whole.chosen), len(whole.rejected))
+    (short,) = scoring.encode_pairs(tokenizer, [prompt], *texts, max_length=room)
+    assert (short.lost, short.cut) == (3, 0)
+    assert short.prompt == whole.prompt[:1] + whole.prompt[4:]  # the begin token stays
+    assert (short.chosen, short.rejected) == (whole.chosen, whole.rejected)
+    assert tokenizer.decode(whole.chosen) == " a slow roast" + tokenizer.eos_token
+
+
+def test_what_is_too_long_without_a_prefix_is_cut_alike_for_every_prefix():
+    # room 20 - 1; the question keeps its last 9 tokens, the answers their first 10, the prefix gets nothing
+    tokenizer = SimpleTokenizer()
+    pairs = [scoring.encode_pairs(tokenizer, [(head, "q" * 15)], ["a" * 30], ["b" * 3], max_length=20)[0]
+             for head in ("", "hhhh")]
+    assert [len(pairs[0].prompt), len(pairs[0].chosen), len(pairs[0].rejected)] == [10, 10, 5]
+    assert (pairs[0].lost, pairs[0].cut) == (0, 6 + 22)  # " " + 30 + end is 32
+    assert (pairs[1].lost, pairs[1].cut) == (4, 28)
+    assert pairs[0][:3] == pairs[1][:3]
+
+
+class SimpleTokenizer(SimpleNamespace):
+    """One token a character, begun and ended by 0."""
+
+    bos_token_id = eos_token_id = 0
+
+    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict:
+        return {"input_ids": [[ord(c) for c in text] for text in texts]}

@@ -1,0 +1,194 @@
+"""What a reader sees: figures, records, tables, sources and the report, checked in what they contain."""
+
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from helpers import show, stats
+
+HOSTILE = '<script>alert("1")</script>'
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    plt.switch_backend("agg")
+    show.theme()
+    yield
+    plt.close("all")
+
+
+class Page(HTMLParser):
+    """The tags of a page: raises on one that is closed out of turn."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.seen = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def of(self, tag: str, attribute: str) -> list[str]:
+        return [attrs.get(attribute) for name, attrs in self.seen if name == tag]
+
+
+def claim(**values) -> dict:
+    row = {"claim_id": "a", "statement": "A statement", "source": "4.1", "rule": "a: interval above 0.00"}
+    row |= {"estimate": 0.5, "low": 0.4, "high": 0.6, "n_people": 9, "verdict": "inconclusive"}
+    row |= {"paper_value": float("nan")}
+    return row | values
+
+
+def summary(**columns) -> pd.DataFrame:
+    frame = pd.DataFrame(columns)
+    return frame.assign(accuracy=0.6, low=0.5, high=0.7, n_people=9)
+
+
+def texts(fig) -> str:
+    return "\n".join(text.get_text() for text in fig.findobj(plt.Text))
+
+
+def bars(fig) -> list:
+    return [patch for ax in fig.axes for patch in ax.patches]
+
+
+def test_every_prefix_has_its_own_colour_and_no_verdict_shares_a_marker():
+    assert len(set(show.PREFIX_COLORS.values())) == len(show.PREFIX_ORDER)
+    assert len({marker for _, marker in show.VERDICTS.values()}) == 3
+
+
+def test_bars_keep_the_order_and_the_colour_of_prefixes():
+    fig = show.accuracy_bars(summary(prefix=["name", "none", "tag"], kind="divergent"))
+    found = sorted((bar.get_x(), to_hex(bar.get_facecolor()).upper()) for bar in bars(fig))
+    assert [color for _, color in found] == [show.PREFIX_COLORS[p] for p in ("none", "tag", "name")]
+
+
+def test_chance_baseline_and_the_papers_values_are_drawn():
+    paper = pd.DataFrame({"prefix": ["tag", "vpl"], "kind": "divergent", "value": [0.55, 0.9]})
+    ours = summary(prefix=["none", "tag"], kind="divergent")
+    fig = show.accuracy_bars(ours, baseline={"divergent": 0.48}, paper=paper)
+    lines = {line.get_label(): line for line in fig.axes[0].lines}
+    assert list(lines["untrained, no prefix"].get_ydata()) == [0.48, 0.48]
+    assert list(lines["chance"].get_ydata()) == [0.5, 0.5]
+    # tag stands second, at 1; the paper's vpl has no bar in this run and is left out
+    assert lines["paper"].get_xydata().tolist() == [[1.0, 0.55]]
+    assert lines["paper"].get_markerfacecolor() == "white"
+
+
+def test_a_group_that_is_too_small_gets_its_n_and_no_bar():
+    groups = summary(value=["isles", "valley"], attribute="region")
+    groups.loc[0, ["accuracy", "low", "high"]] = np.nan
+    groups.loc[0, "n_people"] = 2
+    fig = show.accuracy_bars(groups, x="value", col="attribute")
+    assert len(bars(fig)) == 1
+    assert "n=2\nno bar" in texts(fig)
+    assert "valley\nn=9" in texts(fig)
+
+
+def test_wrong_and_removed_prefixes_are_hatched():
+    settings = ["unseen", "unseen_wrong", "unseen_removed"]
+    fig = show.sensitivity(summary(setting=settings, prefix="name", kind="divergent"), {"divergent": 0.5})
+    assert [bar.get_hatch() or "" for bar in bars(fig)] == ["", "//", "xx"]
+    assert "name" in texts(fig)
+
+
+def test_the_stamp_says_simulated_world_only_where_it_is_one(store):
+    fig = show.stamp(show.accuracy_bars(summary(prefix=["none"], kind="divergent")), store, n=9)
+    assert f"simulated world · run {store.name} · n = 9 people" in texts(fig)
+    real = type(store)(store.path, store.profile.model_copy(update={"simulated": False}))
+    fig = show.stamp(show.accuracy_bars(summary(prefix=["none"], kind="divergent")), real, n=9)
+    assert "simulated" not in texts(fig)
+    assert "n = 9 people" in texts(fig)
+    fig = show.stamp(plt.subplots()[0], real, n="n = 4 questions")
+    assert texts(fig).endswith(f"run {store.name} · n = 4 questions")
+
+
+def test_the_equity_scatter_has_a_panel_per_prefix_and_a_dot_per_person():
+    points = pd.DataFrame({"prefix": ["name", "name", "none"], "untrained": [0.4, 0.5, 0.6], "trained": 0.7})
+    fig = show.equity_scatter(points.assign(persona_id=["a", "b", "a"]), {"name": "r = 0.10"})
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    dots = [(ax.get_title(), len(ax.collections[0].get_offsets())) for ax in shown]
+    assert dots == [("none", 1), ("name", 2)]
+    assert "r = 0.10" in texts(fig)
+
+
+def test_the_forest_shows_estimate_interval_side_and_the_papers_value():
+    rows = pd.DataFrame([claim(side_low=0.45, side_high=float("inf"), paper_value=0.55)])
+    ax = show.forest(rows, "claim_id", "accuracy").axes[0]
+    assert [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1] == [0.5, 0.55]
+    assert ax.patches[0].get_x() == 0.45
+    assert ax.get_yticklabels()[0].get_text() == "a  (n=9)"
+
+
+def test_records_are_printed_raw_and_whole(capsys):
+    show.records(pd.DataFrame({"text": ["one\ntwo", "", "never"], "axes": [["diet", "age"], [], []]}), n=2)
+    out = capsys.readouterr().out
+    assert "text | one\n     | two" in out
+    assert "axes | diet, age" in out
+    assert 'text | ""' in out
+    assert "never" not in out
+
+
+def test_tables_escape_text_headers_lists_and_captions():
+    frame = pd.DataFrame({HOSTILE: [HOSTILE], "list": [[HOSTILE, "b"]], "x": [1.23456], "none": [np.nan]})
+    html = show.table(frame, caption=HOSTILE).to_html()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 4
+    assert "1.235" in html
+    assert "–" in html
+
+
+def test_a_source_is_the_tested_code_with_its_place():
+    html = show.source(stats.holm).data
+    assert "helpers/stats.py, line" in html
+    assert "accumulate" in html
+    assert "<script" not in html
+
+
+def test_the_report_escapes_what_models_and_data_say(store):
+    store.write("claims", pd.DataFrame([claim(statement=HOSTILE, rule=HOSTILE, source=HOSTILE)]))
+    store.record("15_claims", not_applicable=[{"statement": HOSTILE, "reason": HOSTILE}], wall_seconds=2.4)
+    store.record(HOSTILE, note={HOSTILE: [HOSTILE]})
+    html = show.report(store).read_text()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 8
+    assert "15 claims, 2 seconds" in html
+
+
+def test_the_report_is_one_sound_page(store):
+    store.write("claims", pd.DataFrame([claim(verdict="reproduced", paper_value=0.25), claim(claim_id="b")]))
+    store.figure(show.accuracy_bars(summary(prefix=["none"], kind="divergent")), "06_prompting")
+    (store.path / "notebooks" / "06_prompting.html").write_text("x")
+    (store.path / "notebooks" / "06_prompting.ipynb").write_text("x")
+    text = show.report(store).read_text()
+    page = Page(text)
+    assert page.of("html", "lang") == ["en"]
+    assert all(source.startswith("data:image/png;base64,") for source in page.of("img", "src"))
+    assert page.of("img", "alt") == ["Figure 06 prompting"]
+    ids = set(page.of("h2", "id"))
+    links = page.of("a", "href")
+    assert {link[1:] for link in links if link.startswith("#")} == ids
+    assert [link for link in links if not link.startswith("#")] == ["notebooks/06_prompting.html"]
+    assert page.of("link", "href") == []
+    assert "simulated world" in text
+    assert "1 reproduced" in text
+    assert "0.250" in text
+
+
+def test_a_report_before_any_result_says_so(store):
+    real = type(store)(store.path, store.profile.model_copy(update={"simulated": False}))
+    text = show.report(real).read_text()
+    Page(text)
+    assert "notebook 15_claims makes them" in text
+    assert "simulated world" not in text
