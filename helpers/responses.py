@@ -29,9 +29,9 @@ SENTENCE = re.compile(r"[^.!?]+[.!?]*\s*")
 def parse_cot(text: str) -> dict | None:
     """Axis, categories, chosen category and response of one chain of thought, or None if a part is missing.
 
-    text: what the model wrote after "Axis:" (prompt `cot`, paper G.3).
+    text: what the model wrote after "Axis:" (prompt `cot`, paper G.3); some chat models repeat that word.
     """
-    found = re.match(r"\s*(.+?)\s*\n\s*Categories:\s*(.+?)\s*\n\s*Chosen category:\s*(.+?)\s*\n\s*Response:\s*(.+)", text, re.S)
+    found = re.match(r"\s*(?:Axis:)?\s*(.+?)\s*\n\s*Categories:\s*(.+?)\s*\n\s*Chosen category:\s*(.+?)\s*\n\s*Response:\s*(.+)", text, re.S)
     if not found:
         return None
     axis, categories, category, response = found.groups()

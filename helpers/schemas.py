@@ -105,7 +105,7 @@ STAGES: dict[str, Stage] = {
     "00_start_here": _stage(),
     "01_personas": _stage("", "personas"),
     "02_questions": _stage("personas", "questions"),
-    "03_responses": _stage("questions", "responses"),
+    "03_responses": _stage("personas questions", "responses"),
     "04_preferences": _stage("personas questions responses", "comparisons preferences"),
     "05_prefixes": _stage("personas preferences", "prefixes folds"),
     "06_prompting": _stage("preferences prefixes", "scores"),

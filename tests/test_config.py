@@ -124,6 +124,7 @@ def test_own_pairs_leave_no_simulated_world_and_no_prefix_that_needs_a_teacher(t
 def test_the_lock_pins_what_pyproject_asks_for_and_no_cuda_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
-    pinned = {line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")}
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = {line for line in lines if not line.startswith("#")}
     assert set(asked) <= pinned
     assert [pin for pin in pinned if "nvidia" in pin or "cuda" in pin or "://" in pin] == []

@@ -12,7 +12,8 @@ PAIRS = pd.DataFrame([
 OTHER = dict(zip(IDS, IDS[1:] + IDS[:1], strict=True))
 PREFIXES = pd.DataFrame(
     [(p, "name", "main", f"N-{p}") for p in IDS] + [(p, "name", "shuffled", f"N-{OTHER[p]}") for p in IDS]
-    + [(p, "persona", "main", f"about {p}") for p in IDS] + [(p, "persona", "reseed", f"more on {p}") for p in IDS]
+    + [(p, "persona", "main", f"about {p}") for p in IDS]
+    + [(p, "persona", "reseed", f"more on {p}") for p in IDS]
     + [(p, "persona", "shuffled", f"about {OTHER[p]}") for p in IDS],
     columns=["persona_id", "prefix", "variant", "text"])
 

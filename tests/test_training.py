@@ -98,7 +98,7 @@ def test_updates_are_trls(cell, token_budget):
 
 
 def test_updates_are_trls_with_accumulation(cell):
-    even = replace(cell, train=cell.train.iloc[:8])  # trl weighs its micro-batches alike: they are of one size
+    even = replace(cell, train=cell.train.iloc[:8])  # trl weighs its micro-batches alike: all of one size
     halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     assert difference(ours(even, 100, **halves), stock(even, **halves)) < 1e-5
 
@@ -131,7 +131,8 @@ def test_the_grid_resumes_and_does_not_depend_on_workers(cell, tmp_path):
         trained = [replace(cell, policy_id=f"s{s}", seed=s, out=tmp_path / folder / f"s{s}") for s in (1, 2)]
         loaded = replace(trained[0], policy_id="again", train=None, validation=None,
                          adapter=tmp_path / "one" / "s1", out=tmp_path / folder / "again")
-        return [*trained, loaded, replace(loaded, policy_id="base", adapter=None, out=tmp_path / folder / "base")]
+        base = replace(loaded, policy_id="base", adapter=None, out=tmp_path / folder / "base")
+        return [*trained, loaded, base]
 
     training.run_grid(grid("one"), workers=1, executor="sequential")
     kept = (tmp_path / "one" / "s1" / "done.json").stat().st_mtime_ns
@@ -146,7 +147,8 @@ def test_the_grid_resumes_and_does_not_depend_on_workers(cell, tmp_path):
     logps = {policy_id: rows["logp_chosen"].to_numpy() for policy_id, rows in one.groupby("policy_id")}
     np.testing.assert_allclose(logps["again"], logps["s1"])
     assert not np.allclose(logps["again"], logps["s2"])
-    np.testing.assert_allclose(logps["base"], score(*models.load_policy(cell.policy), cell.score)["logp_chosen"])
+    untrained = score(*models.load_policy(cell.policy), cell.score)
+    np.testing.assert_allclose(logps["base"], untrained["logp_chosen"])
     paths = training.keep_adapters(grid("one")[:2], tmp_path / "models")
     assert [p.name for p in paths] == ["s1", "s2"]
     assert (paths[0] / "adapter_model.safetensors").exists()

@@ -100,7 +100,6 @@ class World:
         self.hobby_stems, self.hobby_whens = tuple(hobbies["stems"]), tuple(hobbies["whens"])
         self.hobbies = {name: Hobby(name, tuple(h["tips"]), tuple(h["reasons"]))
                         for name, h in hobbies["hobbies"].items()}
-        self.examples = cast["examples"]
         self.people = {p["name"]: _person(p, cast["documented"]) for p in cast["people"]}
         self._check_people()
 
