@@ -82,7 +82,7 @@ Training = _section(
     learning_rate_grid=tuple[Positive, ...], epochs=Count, batch_size=Count, warmup=Share,
     folds=Annotated[int, Field(ge=2)], seeds=Annotated[tuple[Whole, ...], Field(min_length=1)],
     pairs_per_person=Whole, validation=Annotated[float, Field(ge=0, lt=1)], drop_uncontested=bool,
-    workers=Count, executor=Literal["loky", "ray", "sequential"])
+    loser_ablation=bool, workers=Count, executor=Literal["loky", "ray", "sequential"])
 Stats = _section("Stats", n_boot=Count, confidence=Annotated[float, Field(gt=0.5, lt=1)], min_people=Count)
 SECTIONS = {
     "data": Data, "people": People, "questions": Questions, "responses": Responses, "teacher": Teacher,

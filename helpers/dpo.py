@@ -19,14 +19,16 @@ SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> dict[str, Tensor]:
-    """Rows of a batch, padded on the right.
+def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]],
+         multiple: int = 16) -> dict[str, Tensor]:
+    """Rows of a batch, padded on the right to a multiple of `multiple`: few shapes, for each costs a new kernel.
 
     prompts: n lists of token ids, none empty; answers: for each its K answers, end token included.
     Returns, as int64: input_ids, position_ids, segments (0 prompt, 1 ... K answer, -1 padding) and targets
     (the token to predict, or IGNORE), each [n, L]; counts [n, K], the tokens of each answer.
     """
-    shape = (len(prompts), max(row_length(p, a) for p, a in zip(prompts, answers, strict=True)))
+    longest = max(row_length(p, a) for p, a in zip(prompts, answers, strict=True))
+    shape = (len(prompts), -(-longest // multiple) * multiple)
     empty = {"input_ids": 0, "position_ids": 0, "segments": -1, "targets": IGNORE}
     batch = {name: np.full(shape, fill, dtype=np.int64) for name, fill in empty.items()}
     for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):

@@ -17,7 +17,10 @@ from tqdm.auto import tqdm
 from helpers import models, prompts
 
 HEADINGS = r"(?:axis|categories|category|chosen category|response|question|answer)"
-OPENING_CLAUSE = re.compile(r"^(?:as|for|from|given|based on|speaking to|in response|in line with|thus)\b[^,.!?]{0,80},\s*", re.I)
+OPENING_CLAUSE = re.compile(
+    r"^(?:as|for|from|given|based on|speaking to|in response|in line with|thus)\b[^,.!?]{0,80},\s*", re.I)
+THOUGHT = re.compile(
+    r"\s*(?:Axis:)?\s*(.+?)\s*\n\s*Categories:\s*(.+?)\s*\n\s*Chosen category:\s*(.+?)\s*\n\s*Response:\s*(.+)", re.S)
 GREETING = re.compile(r"^(?:dear|hi|hello|greetings|fellow)\b[^,.!?:]{0,60}[,.!?:]\s*", re.I)
 BRACKET = re.compile(r"^\([^)]*\)\s*")
 TELL_TALE = re.compile(
@@ -31,7 +34,7 @@ def parse_cot(text: str) -> dict | None:
 
     text: what the model wrote after "Axis:" (prompt `cot`, paper G.3); some chat models repeat that word.
     """
-    found = re.match(r"\s*(?:Axis:)?\s*(.+?)\s*\n\s*Categories:\s*(.+?)\s*\n\s*Chosen category:\s*(.+?)\s*\n\s*Response:\s*(.+)", text, re.S)
+    found = THOUGHT.match(text)
     if not found:
         return None
     axis, categories, category, response = found.groups()
@@ -129,7 +132,7 @@ def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed:
     rng = np.random.default_rng(seed)
     model, tokenizer = models.load_policy(cfg.policy)
     size = cfg.responses
-    settings = {"temperature": size.temperature, "top_p": size.top_p, "max_new_tokens": size.max_new_tokens, "batch": size.batch}
+    settings = {key: getattr(size, key) for key in ("temperature", "top_p", "max_new_tokens", "batch")}
     thoughts = _think(questions, categories, model, tokenizer, cfg, settings, seed)
     heads = []
     for question, own in zip(questions.itertuples(), thoughts, strict=True):

@@ -138,9 +138,9 @@ def conclude(store: Store) -> None:
 
     stamp = " (simulated world)" if store.profile.simulated else ""
     print(f"\nWhich findings of the paper did this run reproduce?{stamp}")
-    for claim in store.read("claims").itertuples():
+    for claim in show.in_order(store.read("claims")).itertuples():
         interval = f"{claim.estimate:6.3f} [{claim.low:.3f}, {claim.high:.3f}] n={claim.n_people}"
-        print(f"  {claim.verdict:<15} {claim.claim_id:<8} {interval:<34} {claim.statement}")
+        print(f"  {claim.verdict:<15} {interval:<29} {claim.statement}")
     print(f"\nReport: {show.report(store)}")
 
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import yaml
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -175,6 +176,13 @@ def source(fn: object) -> HTML:
     return HTML(f"<div><small>{escape(str(where))}, line {line}</small>{body}</div>")
 
 
+def in_order(claims: pd.DataFrame) -> pd.DataFrame:
+    """The claims as data/paper/claims.yaml lists them, not by the alphabet of their ids."""
+    listed = yaml.safe_load((DATA / "paper" / "claims.yaml").read_text())
+    order = {entry["claim_id"]: i for i, entry in enumerate(listed)}
+    return claims.sort_values("claim_id", key=lambda ids: ids.map(order), ignore_index=True)
+
+
 def report(store: Store) -> Path:
     """Write report.html, one file that needs no other: claims, figures, links to notebooks, provenance."""
     facts = store.log()
@@ -186,7 +194,7 @@ def report(store: Store) -> Path:
     html = page.get_template("report.html.j2").render(
         run=store.name,
         profile=store.profile,
-        claims=store.read("claims").to_dict("records") if store.has("claims") else [],
+        claims=in_order(store.read("claims")).to_dict("records") if store.has("claims") else [],
         absent=stages.get("15_claims", {}).get("not_applicable", []),
         verdicts=VERDICTS,
         figures=[(path.stem, _embedded(path)) for path in sorted((store.path / "figures").glob("*.png"))],

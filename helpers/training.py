@@ -1,9 +1,11 @@
 """Training adapters with DPO on trl and peft, many side by side; the only module that imports trl."""
 
+import ctypes
 import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from trl import DPOConfig, DPOTrainer
 
 from helpers import dpo, models, scoring
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # of a micro-batch: what suits a core's cache, what busies a GPU
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # of a micro-batch
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -96,6 +98,7 @@ def run_cell(cell: Cell) -> dict:
     try:
         with _one_thread():
             facts = _train_and_score(cell, part)
+        _give_memory_back()
     except BaseException:
         _base.cache_clear()  # it may carry half an adapter
         raise
@@ -197,19 +200,21 @@ def dataset(tokenizer, cell: Cell) -> Dataset:
 
 def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
     """Weights and config alone, for PeftModel.from_pretrained; the base by its path in the profile."""
-    config = model.peft_config["default"]
+    weights, config = get_peft_model_state_dict(model, save_embedding_layers=False), model.peft_config["default"]
+    weights = {name: values.contiguous().cpu() for name, values in weights.items()}
+    save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path, config.inference_mode = str(base_path), True
     config.save_pretrained(str(out))
-    weights = {name: values.contiguous().cpu() for name, values in get_peft_model_state_dict(model).items()}
-    save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _train_and_score(cell: Cell, part: Path) -> dict:
     (model, tokenizer), facts = _base(cell.policy), {}
-    if cell.train is not None:
-        model, facts = train_adapter(model, tokenizer, cell, part)
-    elif cell.adapter:
-        model = PeftModel.from_pretrained(model, str(cell.adapter))
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is deprecated there
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        if cell.train is not None:
+            model, facts = train_adapter(model, tokenizer, cell, part)
+        elif cell.adapter:
+            model = PeftModel.from_pretrained(model, str(cell.adapter))
     _score(model, tokenizer, cell, cell.score).to_parquet(part / "scores.parquet", index=False)
     if cell.validation is not None:
         found = _score(model, tokenizer, cell, cell.validation)
@@ -234,6 +239,12 @@ def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:
 def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
     """Loaded once in the life of a worker; adapters come and go on it."""
     return models.load_policy(policy)
+
+
+def _give_memory_back() -> None:
+    """Of what glibc keeps for later: joblib takes a worker that has grown for leaking, and starts another."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _work(cell: Cell) -> int:

@@ -30,12 +30,13 @@ def plain_logps(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
 
 def test_pack_by_hand():
     # prompt 7 8, answers 1 2 and 3: row 7 | 8 1 | 8, predicting 1 2 and 3; the second row is one shorter
-    batch = dpo.pack([[7, 8], [9]], [[[1, 2], [3]], [[4], [5, 6]]])
+    batch = dpo.pack([[7, 8], [9]], [[[1, 2], [3]], [[4], [5, 6]]], multiple=1)
     assert batch["input_ids"].tolist() == [[7, 8, 1, 8], [9, 9, 5, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 1], [0, 0, 1, 0]]
     assert batch["segments"].tolist() == [[0, 1, 1, 2], [1, 2, 2, -1]]
     assert batch["targets"].tolist() == [[-100, 1, 2, 3], [4, 5, 6, -100]]
     assert batch["counts"].tolist() == [[2, 1], [1, 2]]
+    assert dpo.pack([[7, 8], [9]], [[[1, 2], [3]], [[4], [5, 6]]])["segments"].shape == (2, 16)
 
 
 def test_mask_by_hand():

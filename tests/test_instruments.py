@@ -13,7 +13,8 @@ from helpers.world.facts import load_world
 
 def test_damage_changes_the_text():
     intact = "I would gladly suggest lentil stew and bean curry, because it spares the animals. I hope this helps."
-    damaged = [instruments.damage(intact, "Pork ribs and lamb chops, because smoke adds deep flavour.", Random(i)) for i in range(60)]
+    other = "Pork ribs and lamb chops, because smoke adds deep flavour."
+    damaged = [instruments.damage(intact, other, Random(i)) for i in range(60)]
     assert intact not in damaged
     assert len(set(damaged)) > 30
 

@@ -14,7 +14,8 @@ def test_parse_cot_reads_every_part():
                                          "response": "Pork ribs."}
 
 
-@pytest.mark.parametrize("text", ["", "diet\nChosen category: a\nResponse: b", "diet\nCategories: , \nChosen category: a\nResponse: b"])
+@pytest.mark.parametrize("text", [
+    "", "diet\nChosen category: a\nResponse: b", "diet\nCategories: , \nChosen category: a\nResponse: b"])
 def test_parse_cot_is_none_where_a_part_is_missing(text):
     assert responses.parse_cot(text) is None
 
@@ -28,7 +29,8 @@ def test_parse_cot_is_none_where_a_part_is_missing(text):
     ("Assuming you have time, bake the bread slowly and well.", "Assuming you have time, bake the bread slowly and well."),
     ("Forget the rest, bake the bread slowly and very well.", "Forget the rest, bake the bread slowly and very well."),
     # a sentence with a tell-tale phrase goes whole, its neighbours stay
-    ("Bake the bread slowly and very well. Many like you do so. Then let it rest.", "Bake the bread slowly and very well. Then let it rest."),
+    ("Bake the bread slowly and very well. Many like you do so. Then let it rest.",
+     "Bake the bread slowly and very well. Then let it rest."),
     # a second heading ends the answer
     ("Bake the bread slowly and very well today.\nCategories: vegan, grill", "Bake the bread slowly and very well today."),
     ("As a vegan, yes.", ""),  # too little is left

@@ -192,3 +192,8 @@ def test_a_report_before_any_result_says_so(store):
     Page(text)
     assert "notebook 15_claims makes them" in text
     assert "simulated world" not in text
+
+
+def test_claims_are_listed_as_they_were_stated():
+    stated = ["prompting_moves_little", "gold_level", "wrong_gold_hurts"]
+    assert show.in_order(pd.DataFrame({"claim_id": sorted(stated)}))["claim_id"].tolist() == stated
