@@ -1,6 +1,5 @@
 """Training adapters with DPO on trl and peft, many side by side; the only module that imports trl."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import joblib
 import pandas as pd
 import torch
 from datasets import Dataset
+from joblib.externals.loky import get_reusable_executor
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -74,6 +74,8 @@ def run_grid(cells: Sequence[Cell], workers: int, executor: str = "loky",
         with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=desc, unit="cell") as bar:
             for _ in done:
                 bar.update()
+    if executor == "loky":
+        get_reusable_executor().shutdown()  # else joblib takes workers that score, then train, for leaking memory
     return [json.loads((cell.out / "done.json").read_text()) for cell in cells]
 
 
@@ -98,7 +100,6 @@ def run_cell(cell: Cell) -> dict:
     try:
         with _one_thread():
             facts = _train_and_score(cell, part)
-        _give_memory_back()
     except BaseException:
         _base.cache_clear()  # it may carry half an adapter
         raise
@@ -239,12 +240,6 @@ def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:
 def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
     """Loaded once in the life of a worker; adapters come and go on it."""
     return models.load_policy(policy)
-
-
-def _give_memory_back() -> None:
-    """Of what glibc keeps for later: joblib takes a worker that has grown for leaking, and starts another."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def _work(cell: Cell) -> int:
