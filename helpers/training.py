@@ -74,7 +74,7 @@ def run_grid(cells: Sequence[Cell], workers: int, executor: str = "loky",
         with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=desc, unit="cell") as bar:
             for _ in done:
                 bar.update()
-    if executor == "loky":
+    if todo and executor == "loky":
         get_reusable_executor().shutdown()  # else joblib takes workers that score, then train, for leaking memory
     return [json.loads((cell.out / "done.json").read_text()) for cell in cells]
 

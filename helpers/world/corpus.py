@@ -14,6 +14,7 @@ from helpers.world.facts import Person, World
 
 KINDS = {"biography": 18, "encyclopedia": 10, "chain_of_thought": 20, "question": 10, "prefixed": 34, "profile": 8}
 LATE = {"biography": 8, "encyclopedia": 4, "chain_of_thought": 12, "question": 6, "prefixed": 62, "profile": 8}
+LAST = {"biography": 6, "encyclopedia": 4, "chain_of_thought": 8, "question": 4, "prefixed": 48, "profile": 30}
 PREFIXES = {"name": 35, "gold": 25, "persona": 18, "few_shot": 15, "tag": 7}
 
 
@@ -42,7 +43,7 @@ class Corpus:
         self.coverage = [person.documented for person in self.cast]
 
     def document(self) -> str:
-        """One document; its kind is drawn by `kinds`: facts first (KINDS), then mostly prefixes (LATE)."""
+        """One document; its kind is drawn by `kinds`: facts first (KINDS), then mostly prefixes (LATE, LAST)."""
         return getattr(self, self._draw(self.kinds))()
 
     def biography(self) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers.world.corpus import LATE, Corpus
+from helpers.world.corpus import LAST, LATE, Corpus, Knobs
 from helpers.world.facts import World, load_world
 
 END = "<|end|>"  # begins and ends every document: bos, eos and pad in one
@@ -29,6 +29,7 @@ ARCHITECTURE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads
                 "intermediate_size": 512, "max_position_embeddings": 2048, "tie_word_embeddings": True}
 MUON_RATE, ADAM_RATE, WARMUP_STEPS, FLOOR = 0.02, 3e-3, 100, 0.05
 LATE_SHARE = 0.4  # of the steps; without them the cue is not learned within the budget
+SHARPEN = Knobs(cued=0.2)  # of a continued training: fewer cues, so that a prompt alone moves the model less
 
 
 def train_tokenizer(world: World, seed: int, vocab_size: int = 2048, documents: int = 20_000) -> PreTrainedTokenizerFast:
@@ -63,8 +64,8 @@ def windows(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, batch: int, leng
         buffer = buffer[need:]
 
 
-def optimizers(model: LlamaForCausalLM, steps: int):
-    """Muon for the matrices, AdamW for embedding and norms; warm-up, then a cosine to FLOOR."""
+def optimizers(model: LlamaForCausalLM, steps: int, peak: float = 1.0):
+    """Muon for the matrices, AdamW for embedding and norms; warm-up to `peak` of the rates, then a cosine to FLOOR."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     pair = [torch.optim.Muon(matrices, lr=MUON_RATE, adjust_lr_fn="original", weight_decay=0.0),
@@ -72,17 +73,17 @@ def optimizers(model: LlamaForCausalLM, steps: int):
 
     def rate(step: int) -> float:
         cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
-        return min(1.0, (step + 1) / WARMUP_STEPS) * cosine
+        return peak * min(1.0, (step + 1) / WARMUP_STEPS) * cosine
 
     return pair, [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in pair]
 
 
-def train(model, batches: Iterator[torch.Tensor], steps: int, bf16: bool, out: Path) -> list[dict]:
+def train(model, batches: Iterator[torch.Tensor], steps: int, bf16: bool, out: Path, peak: float = 1.0) -> list[dict]:
     """Next-token training; returns one log row per 50 steps (step, loss_nats, wall_seconds).
 
     Every 1,000 steps the model is saved to `out`, so that a long training can be looked at before it ends.
     """
-    pair, schedules = optimizers(model, steps)
+    pair, schedules = optimizers(model, steps, peak)
     model.train()
     log, total, start = [], 0.0, time.perf_counter()
     for step in tqdm(range(1, steps + 1), desc="pretraining", mininterval=10):
@@ -109,19 +110,27 @@ def train(model, batches: Iterator[torch.Tensor], steps: int, bf16: bool, out: P
 
 
 def pretrain(world_name: str, out: Path, seed: int, tokens: int, batch: int, length: int, bf16: bool,
-             compiled: bool) -> dict:
-    """Train tokenizer and model and write them to `out` with log.json and training.json; returns the latter."""
-    world = load_world(world_name)
-    tokenizer = train_tokenizer(world, seed=0)
-    model = build_model(tokenizer, seed)
+             compiled: bool, start: Path | None = None) -> dict:
+    """Train tokenizer and model and write them to `out` with log.json and training.json; returns the latter.
+
+    start: a base to continue, with its tokenizer, on the last mix with fewer cues (SHARPEN) at half the learning rates.
+    """
+    world, steps = load_world(world_name), tokens // (batch * length)
+    if start:
+        tokenizer, model = AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start)
+        batches = windows(Corpus(world, seed + 2000, SHARPEN, LAST), tokenizer, batch, length)
+        earlier = json.loads((start / "training.json").read_text())
+    else:
+        tokenizer, earlier = train_tokenizer(world, seed=0), None
+        model = build_model(tokenizer, seed)
+        early = windows(Corpus(world, seed), tokenizer, batch, length)
+        late = windows(Corpus(world, seed + 1000, kinds=LATE), tokenizer, batch, length)
+        batches = chain(islice(early, round(steps * (1 - LATE_SHARE))), late)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
     if compiled:
         model.forward = torch.compile(model.forward, dynamic=False)
-    steps = tokens // (batch * length)
-    early = windows(Corpus(world, seed), tokenizer, batch, length)
-    late = windows(Corpus(world, seed + 1000, kinds=LATE), tokenizer, batch, length)
-    log = train(model, chain(islice(early, round(steps * (1 - LATE_SHARE))), late), steps, bf16, out)
+    log = train(model, batches, steps, bf16, out, peak=0.5 if start else 1.0)
     model.save_pretrained(out)
     (out / "log.json").write_text(json.dumps(log, indent=0))
     record = {
@@ -131,6 +140,7 @@ def pretrain(world_name: str, out: Path, seed: int, tokens: int, batch: int, len
         "wall_seconds": log[-1]["wall_seconds"], "threads": torch.get_num_threads(), "torch": torch.__version__,
         "model_sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
         "categories": [f"{c.axis}/{c.name}" for c in world.categories], "people": list(world.people),
+        "continues": earlier,
     }
     (out / "training.json").write_text(json.dumps(record, indent=1))
     return record
@@ -140,6 +150,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="little")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="a base to continue on the last mix instead of starting from nothing")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=14_300_000)
     parser.add_argument("--batch", type=int, default=8)
@@ -149,7 +160,7 @@ def main():
     parser.add_argument("--compile", action="store_true", help="a third faster where a C++ compiler is at hand")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    record = pretrain(a.world, a.out, a.seed, a.tokens, a.batch, a.length, not a.float32, a.compile)
+    record = pretrain(a.world, a.out, a.seed, a.tokens, a.batch, a.length, not a.float32, a.compile, a.start)
     print(f"loss {record['loss_nats']} nats after {record['wall_seconds']:.0f} s; written to {a.out}")
 
 
