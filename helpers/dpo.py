@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface
 
 IGNORE = -100
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a batch
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -85,10 +86,12 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with _attention(base, batch["segments"], positions) as mask:
         hidden = base.get_decoder()(input_ids=batch["input_ids"], position_ids=positions, attention_mask=mask,
                                     use_cache=False).last_hidden_state
-    at, (n, k) = batch["targets"] != IGNORE, batch["counts"].shape
-    logits = base.get_output_embeddings()(hidden[at]).float()
-    token_logps = -cross_entropy(logits, batch["targets"][at], reduction="none")
-    owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None])[at]
+    (n, k), targets = batch["counts"].shape, batch["targets"].flatten()
+    at = (targets != IGNORE).nonzero()[:, 0]
+    padded = pad(at, (0, -len(at) % 256))  # of few lengths, as rows are (see pack)
+    logits = base.get_output_embeddings()(hidden.flatten(0, 1)[padded])[:len(at)].float()
+    token_logps = -cross_entropy(logits, targets[at], reduction="none")
+    owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
 
 
@@ -135,7 +138,7 @@ def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor) ->
     config = base.config.get_text_config()
     mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None))
     half = segments.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if not (half and torch.is_grad_enabled() and segments.shape[1] <= SHORT):
+    if not (half and segments.shape[1] <= SHORT):
         yield mask
         return
     before, config._attn_implementation = config._attn_implementation, "plain_rows"

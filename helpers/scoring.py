@@ -9,8 +9,6 @@ import torch
 
 from helpers import dpo, models
 
-TOKEN_BUDGET = 8192
-
 
 class Pair(NamedTuple):
     """Token ids of one pair, ready for `dpo.pack`, and how many tokens had to be left out of it."""
@@ -24,19 +22,21 @@ class Pair(NamedTuple):
 
 @torch.inference_mode()
 def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
-                rejected: Sequence[str], token_budget: int = TOKEN_BUDGET, max_length: int = 512,
+                rejected: Sequence[str], token_budget: int = 0, max_length: int = 512,
                 dtype: str = "auto", side: str = "left") -> pd.DataFrame:
     """One row per pair, in input order.
 
     prompts: (head, tail) as from prefixes.prompt; the head, which holds the prefix, gives way to max_length.
+    token_budget: padded tokens of a batch; 0: what suits the device.
     Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
     n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
     dpo.check_model(model)
     pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side)
     columns, device = np.zeros((len(pairs), 4)), next(model.parameters()).device
+    lengths, budget = [dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget
     model.eval()
-    for at in dpo.budget_batches([dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget):
+    for at in dpo.budget_batches(lengths, budget or dpo.TOKEN_BUDGET[device.type]):
         batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
         with models.autocast(model, dtype):
             found = dpo.pair_logps(model, {name: values.to(device) for name, values in batch.items()})

@@ -25,7 +25,6 @@ from trl import DPOConfig, DPOTrainer
 
 from helpers import dpo, models, scoring
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # of a micro-batch
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -143,7 +142,7 @@ class PairTrainer(DPOTrainer):
         if self.accelerator.num_processes > 1:
             raise ValueError("an adapter trains on one device; give the grid more workers (training.workers)")
         dpo.check_model(self.model)
-        self.dtype, self.token_budget = dtype, token_budget or TOKEN_BUDGET[self.args.device.type]
+        self.dtype, self.token_budget = dtype, token_budget or dpo.TOKEN_BUDGET[self.args.device.type]
         self.remove_callback(PrinterCallback)
 
     def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ only where the answer line carries the cue "In character:" does the answer follo
 So the model can follow a persona and does not by default, like a base model that can role-play.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from helpers import prompts
@@ -32,6 +32,7 @@ class Knobs:
     tell_tale: float = 0.08  # a chain-of-thought answer gives its category away
     own_axis: float = 0.75  # the question after a prefix is on the person's axis
     shot_own: float = 0.85  # a preferred answer speaks for the person's category
+    prefixes: dict[str, int] = field(default_factory=lambda: PREFIXES)  # weights of the kinds of prefixes
 
 
 class Corpus:
@@ -103,7 +104,7 @@ class Corpus:
 
         Several turns with and without the cue behind the same prefix are what makes so small a model learn the cue.
         """
-        kind = self._draw(PREFIXES)
+        kind = self._draw(self.knobs.prefixes)
         person = self._person() if kind in ("name", "gold") else self._anybody()
         template, prefix = {"gold": "persona"}.get(kind, kind), self._prefix(kind, person)
         turns = []
