@@ -39,3 +39,13 @@ def test_windows_are_documents_end_to_end():
     expected = [token for _ in range(40) for token in
                 [tokenizer.eos_token_id, *tokenizer(corpus.document(), add_special_tokens=False)["input_ids"]]]
     assert stream[:1000] == expected[:1000]
+
+
+def test_a_continued_training_keeps_the_tokenizer_and_says_what_it_continues(tmp_path):
+    size = {"batch": 2, "length": 32, "bf16": False, "compiled": False}
+    first = pretraining.pretrain("little", tmp_path / "a", seed=1, tokens=128, **size)
+    second = pretraining.pretrain("little", tmp_path / "b", seed=2, tokens=128, start=tmp_path / "a", cued=0.0, **size)
+    assert second["continues"] == first
+    assert first["continues"] is None
+    assert second["model_sha256"] != first["model_sha256"]
+    assert (tmp_path / "b" / "tokenizer.json").read_text() == (tmp_path / "a" / "tokenizer.json").read_text()
