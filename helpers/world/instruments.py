@@ -108,6 +108,7 @@ def train_embedder(world_name: str, base: Path, out: Path, seed: int, documents:
 
 
 def main():
+    """Make both models from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="little")
     parser.add_argument("--base", type=Path, required=True)

@@ -150,6 +150,7 @@ def pretrain(world_name: str, out: Path, seed: int, tokens: int, batch: int, len
 
 
 def main():
+    """Train or continue a base from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="little")
     parser.add_argument("--out", type=Path, required=True)

@@ -83,6 +83,7 @@ def probe(world_name: str, path: Path, n: int = 300, seed: int = 5) -> dict[str,
 
 
 def main():
+    """Probe a base from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="little")
     parser.add_argument("--model", type=Path, required=True)
