@@ -66,7 +66,8 @@ def stamp(fig: Figure, store: Store, n: int | str) -> Figure:
 
 
 def accuracy_bars(
-    summary: pd.DataFrame, x="prefix", hue=None, col="kind", baseline=None, paper=None, color=BLUE, rows=False
+    summary: pd.DataFrame, x="prefix", hue=None, col="kind", baseline=None, paper=None, color=BLUE, rows=False,
+    baseline_label="untrained, no prefix"
 ) -> Figure:
     """Accuracy per `x` with intervals; chance and baseline dashed, the paper's values hollow.
 
@@ -84,7 +85,7 @@ def accuracy_bars(
         _bars(ax, of_panel, x, hue, color)
         if paper is not None:
             _paper_marks(ax, paper[paper[col] == panel], of_panel, x, hue)
-        _reference_lines(ax, (baseline or {}).get(panel))
+        _reference_lines(ax, (baseline or {}).get(panel), baseline_label)
         ax.set(title=str(panel).replace("_", " "), ylim=(0, 1), xlabel="")
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (fraction of pairs)")
@@ -94,7 +95,8 @@ def accuracy_bars(
 
 def sensitivity(summary: pd.DataFrame, baseline: Mapping[str, float] | None = None) -> Figure:
     """The paper's Figure 15: each sensitivity setting, a bar per prefix; hatched where lower is better."""
-    return accuracy_bars(summary, x="setting", hue="prefix", baseline=baseline, rows=True)
+    label = "trained without a prefix"
+    return accuracy_bars(summary, x="setting", hue="prefix", baseline=baseline, rows=True, baseline_label=label)
 
 
 def equity_scatter(points: pd.DataFrame, notes: Mapping[str, str] | None = None) -> Figure:
@@ -268,10 +270,10 @@ def _paper_marks(ax: plt.Axes, paper: pd.DataFrame, rows: pd.DataFrame, x: str, 
         ax.plot(*zip(*marks, strict=True), "o", mfc="white", mec=INK, ms=6, ls="", label="paper", zorder=3)
 
 
-def _reference_lines(ax: plt.Axes, baseline: float | None) -> None:
+def _reference_lines(ax: plt.Axes, baseline: float | None, label: str) -> None:
     ax.axhline(0.5, color="#999999", ls="--", lw=1, label="chance")
     if baseline is not None:
-        ax.axhline(baseline, color=INK, ls=(0, (6, 3)), lw=1.2, label="untrained, no prefix")
+        ax.axhline(baseline, color=INK, ls=(0, (6, 3)), lw=1.2, label=label)
 
 
 def _places(rows: pd.DataFrame, x: str, hue: str | None) -> tuple[dict, float]:
