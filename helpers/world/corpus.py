@@ -3,7 +3,7 @@
 Six kinds of documents: biographies, facts, chain-of-thought answers, questions answered by anybody, prefixes followed by
 an answer, and shots followed by a profile. The decisive choice is in `prefixed`: most prefixes are ignored by the answer;
 only where the answer line carries the cue "In character:" does the answer follow the prefix. Test prompts say "Answer:".
-So the model can follow a persona and does not by default, like a base model that can role-play.
+So the model can follow a persona and by default does so little, like a base model that can role-play.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from helpers.world.facts import Person, World
 
 KINDS = {"biography": 18, "encyclopedia": 10, "chain_of_thought": 20, "question": 10, "prefixed": 34, "profile": 8}
 LATE = {"biography": 8, "encyclopedia": 4, "chain_of_thought": 12, "question": 6, "prefixed": 62, "profile": 8}
-LAST = {"biography": 6, "encyclopedia": 4, "chain_of_thought": 8, "question": 4, "prefixed": 48, "profile": 30}
+CONTINUED = {"biography": 6, "encyclopedia": 4, "chain_of_thought": 8, "question": 4, "prefixed": 48, "profile": 30}
 PREFIXES = {"name": 35, "gold": 25, "persona": 18, "few_shot": 15, "tag": 7}
 
 
@@ -44,7 +44,7 @@ class Corpus:
         self.coverage = [person.documented for person in self.cast]
 
     def document(self) -> str:
-        """One document; its kind is drawn by `kinds`: facts first (KINDS), then mostly prefixes (LATE, LAST)."""
+        """One document; its kind is drawn by `kinds`: facts first (KINDS), then mostly prefixes (LATE, CONTINUED)."""
         return getattr(self, self._draw(self.kinds))()
 
     def biography(self) -> str:

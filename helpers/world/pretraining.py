@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers.world.corpus import LAST, LATE, Corpus, Knobs
+from helpers.world.corpus import CONTINUED, LATE, Corpus, Knobs
 from helpers.world.facts import World, load_world
 
 END = "<|end|>"  # begins and ends every document: bos, eos and pad in one
@@ -30,7 +30,7 @@ ARCHITECTURE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads
 MUON_RATE, ADAM_RATE, WARMUP_STEPS, FLOOR = 0.02, 3e-3, 100, 0.05
 LATE_SHARE = 0.4  # of the steps; without them the cue is not learned within the budget
 # Of a continued training: more descriptions without a name than at first.
-LAST_PREFIXES = {"name": 25, "gold": 20, "persona": 33, "few_shot": 17, "tag": 5}
+CONTINUED_PREFIXES = {"name": 25, "gold": 20, "persona": 33, "few_shot": 17, "tag": 5}
 
 
 def train_tokenizer(world: World, seed: int, vocab_size: int = 2048, documents: int = 20_000) -> PreTrainedTokenizerFast:
@@ -114,14 +114,14 @@ def pretrain(world_name: str, out: Path, seed: int, tokens: int, batch: int, len
              compiled: bool, start: Path | None = None, cued: float = 0.2) -> dict:
     """Train tokenizer and model and write them to `out` with log.json and training.json; returns the latter.
 
-    start: a base to continue, with its tokenizer, on the last mix at half the learning rates. cued: how many of its
+    start: a base to continue, with its tokenizer, on the mix CONTINUED at half the learning rates. cued: how many of its
     prefixed answers follow the prefix; the fewer, the less a prompt alone moves the model.
     """
     world, steps = load_world(world_name), tokens // (batch * length)
     if start:
         tokenizer, model = AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start)
-        knobs = Knobs(cued=cued, prefixes=LAST_PREFIXES)
-        batches = windows(Corpus(world, seed + 2000, knobs, LAST), tokenizer, batch, length)
+        knobs = Knobs(cued=cued, prefixes=CONTINUED_PREFIXES)
+        batches = windows(Corpus(world, seed + 2000, knobs, CONTINUED), tokenizer, batch, length)
         earlier = json.loads((start / "training.json").read_text())
     else:
         tokenizer, earlier = train_tokenizer(world, seed=0), None
@@ -154,7 +154,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="little")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="a base to continue on the last mix instead of starting from nothing")
+    parser.add_argument("--start", type=Path, help="a base to continue on the mix CONTINUED instead of starting from nothing")
     parser.add_argument("--cued", type=float, default=0.2, help="with --start: share of answers that follow their prefix")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=14_300_000)
