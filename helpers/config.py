@@ -56,7 +56,7 @@ def _section(title: str, /, **kinds: Any) -> type[Section]:
 
 
 Data = _section("Data", preferences=str)
-People = _section("People", axes=tuple[str, ...], per_axis=Count)
+People = _section("People", axes=tuple[str, ...], per_axis=Count, small=tuple[str, ...])
 Questions = _section("Questions", personal=Count, divergent=Count, batch=Count)
 Responses = _section(
     "Responses", n_cot=Count, per_cot=Count, span=Count, k=Literal[4], min_chars=Whole, temperature=Positive,
@@ -72,6 +72,7 @@ Judge = _section(
     shuffle_labels=bool)
 Prefixes = _section(
     "Prefixes", names=tuple[Prefix, ...], few_shot_shots=Count, persona_shots=Count,
+    shot_counts=tuple[Count, ...], retrieval=tuple[Literal["tfidf", "embedding"], ...],
     side=Literal["left", "right"])
 Policy = _section(
     "Policy", path=str, templates=Literal["short", "full"], max_length=Count,
@@ -82,12 +83,27 @@ Training = _section(
     learning_rate_grid=tuple[Positive, ...], epochs=Count, batch_size=Count, warmup=Share,
     folds=Annotated[int, Field(ge=2)], seeds=Annotated[tuple[Whole, ...], Field(min_length=1)],
     pairs_per_person=Whole, validation=Annotated[float, Field(ge=0, lt=1)], drop_uncontested=bool,
-    loser_ablation=bool, workers=Count, executor=Literal["loky", "ray", "sequential"])
+    loser_ablation=bool, label_noise=tuple[Share, ...], workers=Count,
+    executor=Literal["loky", "ray", "sequential"])
+Personal = _section(
+    "Personal", seeds=Annotated[tuple[Whole, ...], Field(min_length=1)], shares=tuple[AboveZero, ...],
+    epochs=Count, batch_size=Count, learning_rate=Positive)
+Schemes = _section(
+    "Schemes", names=tuple[Literal["small", "leave_axis_out"], ...], small_epochs=Count,
+    axis_pairs_per_person=Whole)
+Vpl = _section(
+    "Vpl", shots=tuple[Count, ...], hidden=Count, latent=Count, kl_weight=NonNegative, kl_warmup=Share,
+    learning_rate=Positive, as_released=bool)
+Generation = _section(
+    "Generation", prefixes=tuple[Prefix, ...], people=Whole, temperature=NonNegative, max_new_tokens=Count)
+Tax = _section(
+    "Tax", tasks=tuple[str, ...], prefixes=tuple[Prefix, ...], people=Count, limit=Whole)
 Stats = _section("Stats", n_boot=Count, confidence=Annotated[float, Field(gt=0.5, lt=1)], min_people=Count)
 SECTIONS = {
     "data": Data, "people": People, "questions": Questions, "responses": Responses, "teacher": Teacher,
     "world_knobs": WorldKnobs, "judge": Judge, "prefixes": Prefixes, "policy": Policy, "reward": Reward,
-    "embedder": Embedder, "training": Training, "stats": Stats}
+    "embedder": Embedder, "training": Training, "personal": Personal, "schemes": Schemes, "vpl": Vpl,
+    "generation": Generation, "tax": Tax, "stats": Stats}
 KEYS = sorted(f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields)
 KEYS += ["name", "seed", "simulated", "world"]
 

@@ -78,7 +78,10 @@ TABLES: dict[str, TableSpec] = {
     "prefixes": _table(
         "persona_id prefix variant",
         "persona_id prefix variant text shots:list[str] model n_tokens:int",
-        variant=("main", "reseed", "shuffled")),
+        variant=("main", "reseed", "shuffled", "with_rejected", "shots1", "shots4", "shots8")),
+    "retrieved": _table(
+        "pair_id variant",
+        "pair_id persona_id variant text shots:list[str] n_tokens:int"),
     "folds": _table(
         "scheme fold persona_id",
         "scheme fold:int persona_id"),
@@ -90,6 +93,16 @@ TABLES: dict[str, TableSpec] = {
         "method setting prefix variant policy_id persona_id pair_id",
         "policy_id method prefix variant setting fold:int seed:int persona_id trained:bool pair_id kind axis "
         "logp_chosen:float logp_rejected:float n_chosen:int n_rejected:int correct:bool", kind=KINDS),
+    "generations": _table(
+        "system persona_id question_id",
+        "system persona_id question_id kind policy_id prefix text"),
+    "winrates": _table(
+        "persona_id question_id system_a system_b shown_first",
+        "persona_id question_id kind system_a system_b shown_first winner outcome explanation "
+        "model cost_usd:float", outcome=("clear", "tie", "unparsable")),
+    "tax": _table(
+        "task system persona_id",
+        "task group system prefix persona_id policy_id accuracy:float low:float high:float n_items:int"),
     "claims": _table(
         "claim_id",
         "claim_id statement source estimate:float low:float high:float n_people:int verdict "
@@ -107,13 +120,18 @@ STAGES: dict[str, Stage] = {
     "02_questions": _stage("personas", "questions"),
     "03_responses": _stage("personas questions", "responses"),
     "04_preferences": _stage("personas questions responses", "comparisons preferences"),
-    "05_prefixes": _stage("personas preferences", "prefixes folds"),
-    "06_prompting": _stage("preferences prefixes", "scores"),
+    "05_prefixes": _stage("personas preferences", "prefixes retrieved folds"),
+    "06_prompting": _stage("preferences prefixes retrieved", "scores"),
+    "07_dpo_by_hand": _stage("preferences prefixes"),
+    "08_personal_models": _stage("personas preferences folds", "policies scores"),
     "09_multitask": _stage("preferences prefixes folds", "policies scores"),
-    "10_prefix_sensitivity": _stage("policies preferences prefixes folds", "scores"),
+    "10_prefix_sensitivity": _stage("policies preferences prefixes retrieved folds", "scores"),
     "11_equity": _stage("personas scores"),
-    "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores",
-                        "claims"),
+    "12_generation": _stage("personas questions preferences prefixes folds policies scores",
+                            "generations winrates"),
+    "13_alignment_tax": _stage("personas prefixes folds policies", "tax"),
+    "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores "
+                        "winrates tax", "claims"),
 }
 
 
