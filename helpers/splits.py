@@ -1,6 +1,7 @@
 """Folds by person, and the pairs that a fold trains on."""
 
 from collections.abc import Collection
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,24 @@ def training_pairs(
     if pairs_per_person:
         train = train.iloc[lot].groupby("persona_id").head(pairs_per_person).sort_index()
     return train.reset_index(drop=True), rows[held].reset_index(drop=True)
+
+
+def cap_train(preferences: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The same pairs, but of who is on several axes only as many divergent train pairs as one axis gives.
+
+    So everybody has about as many pairs to train on. Kept are as many as the person's fullest axis has, drawn
+    in turns from all of their axes; a pair's lot depends on its pair_id and the seed alone. Every other row
+    stays, all test pairs among them. Source: Appendix E.1 (there drawn over the axes together).
+    """
+    rows = preferences[(preferences["kind"] == "divergent") & (preferences["split"] == "train")]
+    lots = [Random(f"{seed} cap {pair_id}").random() for pair_id in rows["pair_id"]]
+    rows = rows.assign(lot=lots).sort_values(["persona_id", "lot"])
+    on_axis = rows.groupby(["persona_id", "axis"])
+    rows = rows.assign(turn=on_axis.cumcount(), n_axis=on_axis["lot"].transform("size"))
+    rows = rows.sort_values(["persona_id", "turn", "lot"])
+    one = rows.groupby("persona_id")
+    beyond = rows.index[one.cumcount() >= one["n_axis"].transform("max")]
+    return preferences.drop(index=beyond).reset_index(drop=True)
 
 
 def _in_order(axes_of: dict[str, list[str]], rng: np.random.Generator) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.splits import stratified_folds, training_pairs
+from helpers.splits import cap_train, stratified_folds, training_pairs
 
 COLUMNS = ["pair_id", "persona_id", "question_id", "kind", "split", "chosen_id", "rejected_id"]
 
@@ -155,3 +155,29 @@ def test_no_pair_left_is_an_error():
     preferences = pd.DataFrame([("1", "a", "d1", "divergent", "train", "A", "B")], columns=COLUMNS)
     with pytest.raises(ValueError, match="drop_uncontested=false"):
         training_pairs(preferences, ["a"], True, 0.1, seed=0)
+
+
+def test_who_is_on_two_axes_trains_on_as_many_divergent_pairs_as_who_is_on_one():
+    # a: 4 train pairs on diet and 3 on music, of which 4 stay, two of each axis; b: 4 on diet, all stay
+    rows = [(f"a{axis}{i}", "a", f"{axis}{i}", axis, "divergent", split) for split in ("train", "test")
+            for axis, n in (("diet", 4), ("music", 3)) for i in range(n)]
+    rows += [(f"b{i}", "b", f"diet{i}", "diet", "divergent", "train") for i in range(4)]
+    rows += [(f"ax{i}", "a", f"x{i}", "personal", "personal", "train") for i in range(9)]
+    columns = ["pair_id", "persona_id", "question_id", "axis", "kind", "split"]
+    every = pd.DataFrame(rows, columns=columns).assign(pair_id=lambda t: t["pair_id"] + t["split"])
+    kept = cap_train(every, seed=3)
+    counts = kept.groupby(["persona_id", "split", "axis"]).size()
+    assert counts["a", "train"].to_dict() == {"diet": 2, "music": 2, "personal": 9}
+    assert counts["a", "test"].to_dict() == {"diet": 4, "music": 3}
+    assert counts["b", "train"].to_dict() == {"diet": 4}
+    backwards = cap_train(every.iloc[::-1], seed=3)
+    assert set(backwards["pair_id"]) == set(kept["pair_id"])
+    assert any(set(cap_train(every, seed=s)["pair_id"]) != set(kept["pair_id"]) for s in range(4, 9))
+
+
+def test_an_uneven_axis_gives_what_it_has_and_the_other_the_rest():
+    # 5 pairs on diet, 1 on music: five stay, music's one and four of diet
+    rows = [(f"a{axis}{i}", "a", axis, "divergent", "train") for axis, n in (("diet", 5), ("music", 1))
+            for i in range(n)]
+    kept = cap_train(pd.DataFrame(rows, columns=["pair_id", "persona_id", "axis", "kind", "split"]), seed=1)
+    assert kept["axis"].value_counts().to_dict() == {"diet": 4, "music": 1}
