@@ -78,15 +78,18 @@ def simulate(pack: pd.DataFrame, utility: pd.DataFrame, annotator: str, knowledg
     Known: the answer of higher latent utility (`world.teacher.truth`); of two alike, a guess. The quiz takes a
     second try unless both of its questions are known.
     """
-    known = utility.set_index(["persona_id", "response_id"])["utility"]
     random, rows = Random(f"{seed} {annotator} {pack['pack_id'].iloc[0]}"), []
     tries = 1 if random.random() < knowledge**2 else 2
-    for pair in pack.itertuples():
-        gap = known[pair.persona_id, pair.first_id] - known[pair.persona_id, pair.second_id]
+    for pair, gap in zip(pack.itertuples(), _gaps(pack, utility), strict=True):
         knows, guess = random.random() < knowledge, random.choice((1, 2))
         answer = guess if not knows or abs(gap) < 1e-9 else 1 if gap > 0 else 2
         rows.append((pair.pack_id, annotator, tries, pair.pair_id, answer))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def alike(packs: pd.DataFrame, utility: pd.DataFrame) -> float:
+    """Share of the pairs whose two answers are worth the same to the person: nobody can know the better one."""
+    return float(np.mean(np.abs(_gaps(packs, utility)) < 1e-9))
 
 
 def write_answers(answers: pd.DataFrame, folder: Path) -> Path:
@@ -154,6 +157,12 @@ def _pack(person, preferences: pd.DataFrame, seed: int, n_pairs: int) -> pd.Data
     text = repr(rows[["pair_id", "question", "first", "second"]].to_numpy().tolist())
     pack_id = f"{person.persona_id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return rows.assign(pack_id=pack_id)
+
+
+def _gaps(packs: pd.DataFrame, utility: pd.DataFrame) -> np.ndarray:
+    """(pairs,): utility of the first answer minus that of the second."""
+    known = utility.set_index(["persona_id", "response_id"])["utility"]
+    return np.array([known[p.persona_id, p.first_id] - known[p.persona_id, p.second_id] for p in packs.itertuples()])
 
 
 def _with_options(question: str, right: str, others: set[str], seed: str) -> dict:

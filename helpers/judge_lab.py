@@ -125,9 +125,21 @@ def against_truth(decided: pd.DataFrame, utility: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["margin"] > 1e-9].drop(columns=["u_response_a", "u_response_b"])
 
 
-def expected_right(margin: pd.Series, noise: float) -> np.ndarray:
-    """How often normal noise of this standard deviation leaves the better of two answers in front: Phi(margin / noise)."""
-    return norm.cdf(margin / noise) if noise else np.ones(len(margin))
+def expected_right(margin: pd.Series, noise: float, tie_below: float = 0.0) -> np.ndarray:
+    """How often a judge with normal noise of this standard deviation picks the better of two answers, if it decides.
+
+    Phi(margin / noise); with ties, which are asked again, the share of the right among both clear verdicts.
+    """
+    if not noise:
+        return np.ones(len(margin))
+    right, wrong = (norm.cdf((side * margin - tie_below) / noise) for side in (1, -1))
+    return np.asarray(right / (right + wrong))
+
+
+def margin_bins(margin: pd.Series, n: int = 8) -> pd.Series:
+    """For each margin the mean margin of its bin: up to n bins with equally many comparisons."""
+    bins = pd.qcut(margin, n, labels=False, duplicates="drop")
+    return margin.groupby(bins).transform("mean")
 
 
 def _matches(rows: pd.DataFrame, personas: pd.DataFrame, questions: pd.DataFrame) -> list[Match]:

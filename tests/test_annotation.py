@@ -10,7 +10,17 @@ import pytest
 from markupsafe import escape
 from sklearn.metrics import cohen_kappa_score
 
-from helpers.annotation import AnnotationError, draw_packs, quiz, read_pack, simulate, table6, write_answers, write_pack
+from helpers.annotation import (
+    AnnotationError,
+    alike,
+    draw_packs,
+    quiz,
+    read_pack,
+    simulate,
+    table6,
+    write_answers,
+    write_pack,
+)
 from helpers.claims import paper
 from tests.browser import Browser
 
@@ -184,6 +194,17 @@ def test_simulated_annotators_know_as_much_as_they_are_told(packs, tmp_path, kno
     right = ratings.merge(packs[["pair_id", "judge"]]).eval("answer == judge").mean()
     assert low <= right <= high
     assert (ratings["quiz_tries"] == 1).all() or knowledge < 1
+
+
+def test_pairs_that_are_worth_the_same_are_guessed_and_counted(packs):
+    personas, preferences = cast()
+    worth = utility(preferences).assign(utility=lambda u: u["utility"].where(u["persona_id"] > "p03", 1.0))
+    people = packs["persona_id"]
+    assert alike(packs, worth) == (people <= "p03").mean()  # the first people like everything the same
+    pack = packs[people == people[people <= "p03"].iloc[0]]
+    rates = [(simulate(pack, worth, "all-knowing", 1.0, seed)["answer"] == pack["judge"].to_numpy()).mean()
+             for seed in range(40)]
+    assert 0.4 < np.mean(rates) < 0.6  # 400 guesses: sd .025
 
 
 @pytest.mark.slow

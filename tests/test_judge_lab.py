@@ -130,6 +130,14 @@ def test_against_truth_by_hand():
 def test_expected_right_is_the_normal_curve():
     assert judge_lab.expected_right(pd.Series([0.0, 0.35]), 0.35) == pytest.approx([0.5, 0.8413], abs=1e-4)
     assert judge_lab.expected_right(pd.Series([0.1]), 0.0).tolist() == [1.0]
+    # margin = noise = 1, ties below 1: right Phi(0) = .5, wrong Phi(-2) = .02275; of the clear ones .5 / .52275
+    assert judge_lab.expected_right(pd.Series([1.0]), 1.0, tie_below=1.0) == pytest.approx([0.95648], abs=1e-5)
+
+
+def test_bins_hold_equally_many_and_are_named_by_their_mean():
+    # 1 to 8 in four bins of two: means 1.5, 3.5, 5.5, 7.5; equal margins stay together
+    assert judge_lab.margin_bins(pd.Series(range(1, 9)), 4).tolist() == [1.5, 1.5, 3.5, 3.5, 5.5, 5.5, 7.5, 7.5]
+    assert judge_lab.margin_bins(pd.Series([2.0] * 5 + [3.0]), 4).nunique() <= 2
 
 
 @pytest.fixture(scope="module", name="little")
@@ -173,7 +181,7 @@ def test_the_laboratory_sees_what_was_planted(little, knobs, measure, low, high)
 
 
 def test_the_share_of_right_verdicts_follows_the_normal_curve(little):
-    """With noise .35 and a margin around it, the judge is right as often as Phi(margin / noise) says."""
+    """With noise 1.5 and margins around it, the judge is right as often as Phi(margin / noise) says."""
     store, comparisons, personas, questions, responses = little
     teacher = judge_lab.planted(store, noise=1.5)
     rows = judge_lab.retest(teacher, "noisy", comparisons, personas, questions, responses, store.profile, 1, 140, 40)
