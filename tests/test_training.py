@@ -11,7 +11,7 @@ from peft import PeftModel
 from tiny import Training, make_policy
 from trl import DPOConfig, DPOTrainer
 
-from helpers import models, scoring, training
+from helpers import dpo, models, scoring, training
 
 # peft 0.21 asks transformers 5.23 by a name that is deprecated there; nothing here can be said otherwise
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -124,6 +124,22 @@ def test_a_cell_learns_and_leaves_the_base_alone(cell):
     assert facts["validation_accuracy"] == score(loaded, tokenizer, cell.validation)["correct"].mean()
     untrained = score(base, tokenizer, cell.score)
     assert not np.allclose(kept["logp_chosen"], untrained["logp_chosen"], rtol=1e-2)
+
+
+def test_four_numbers_and_the_loss_are_trls(cell):
+    training.run_cell(cell)
+    model, tokenizer = models.load_policy(cell.policy, cell.out)
+    (trl, loss), mine = training.trl_losses(model, tokenizer, cell), score(model, tokenizer, cell.train)
+    np.testing.assert_allclose(trl[["logp_chosen", "logp_rejected"]], mine[["logp_chosen", "logp_rejected"]],
+                               rtol=1e-5)
+    reference = cell.train[list(training.REFERENCE)]
+    np.testing.assert_allclose(trl[list(training.REFERENCE)], reference, rtol=1e-5)
+    four = [torch.tensor(column.to_numpy()) for column in (mine["logp_chosen"], mine["logp_rejected"],
+                                                           *(reference[name] for name in reference))]
+    assert loss == pytest.approx(dpo.dpo_loss(*four, beta=0.1).mean().item(), rel=1e-4)
+    assert loss < np.log(2) - 0.05  # and the adapter is not the reference
+    again = score(model, tokenizer, cell.train)  # the model is as it was
+    pd.testing.assert_frame_equal(mine, again)
 
 
 def test_the_grid_resumes_and_does_not_depend_on_workers(cell, tmp_path):
