@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ def trl_losses(model: PeftModel, tokenizer, cell: Cell) -> tuple[pd.DataFrame, f
     ref_rejected_logps (sums, nats; a row per pair, in order) and the mean loss (nats).
     """
     pairs = dataset(tokenizer, cell).remove_columns(REFERENCE)
-    with _old_name():
+    with models.peft_quiet():
         trainer = _Untouched(model=model, args=training_args(cell, cell.out), processing_class=tokenizer,
                              train_dataset=pairs)
     batch = {name: part.to(model.device) for name, part in trainer.data_collator(list(pairs)).items()}
@@ -238,7 +237,7 @@ def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
 
 def _train_and_score(cell: Cell, part: Path) -> dict:
     (model, tokenizer), facts = _base(cell.policy), {}
-    with _old_name():
+    with models.peft_quiet():
         if cell.train is not None:
             model, facts = train_adapter(model, tokenizer, cell, part)
         elif cell.adapter:
@@ -274,14 +273,6 @@ def _work(cell: Cell) -> int:
     passes = 0 if cell.train is None else 3 * cell.training.epochs
     read = [cell.score] + [cell.train] * passes
     return sum(int(rows["head"].str.len().sum() + rows["tail"].str.len().sum()) for rows in read)
-
-
-@contextmanager
-def _old_name():
-    """peft 0.21 asks transformers 5.23 by a name that is deprecated there."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-        yield
 
 
 @contextmanager

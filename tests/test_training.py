@@ -142,6 +142,23 @@ def test_four_numbers_and_the_loss_are_trls(cell):
     pd.testing.assert_frame_equal(mine, again)
 
 
+def test_several_adapters_live_on_one_base(cell, tmp_path):
+    cells = [replace(cell, policy_id=f"s{s}", seed=s, out=tmp_path / f"s{s}") for s in (1, 2)]
+    training.run_grid(cells, workers=1, executor="sequential")
+    model, tokenizer = models.load_adapters(cell.policy, {c.policy_id: c.out for c in cells})
+    ids = tokenizer([cell.score["tail"].iloc[0]] * 3, return_tensors="pt", add_special_tokens=False).to(model.device)
+    with torch.inference_mode():
+        mixed = model(**ids, adapter_names=["__base__", "s1", "s2"]).logits
+    for row, one in enumerate(cells, start=1):
+        model.set_adapter(one.policy_id)
+        again, kept = score(model, tokenizer, cell.score), training.read_scores([one])
+        np.testing.assert_allclose(again["logp_chosen"], kept["logp_chosen"], rtol=1e-5)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(**ids).logits[0], mixed[row], rtol=1e-4, atol=1e-5)
+    assert (mixed[0] - mixed[1]).abs().max() > 1e-2
+    assert (mixed[1] - mixed[2]).abs().max() > 1e-2
+
+
 def test_the_grid_resumes_and_does_not_depend_on_workers(cell, tmp_path):
     def grid(folder: str) -> list[training.Cell]:
         trained = [replace(cell, policy_id=f"s{s}", seed=s, out=tmp_path / folder / f"s{s}") for s in (1, 2)]
