@@ -124,7 +124,7 @@ STAGES: dict[str, Stage] = {
     "06_prompting": _stage("preferences prefixes retrieved", "scores"),
     "07_dpo_by_hand": _stage("preferences prefixes"),
     "08_personal_models": _stage("personas preferences prefixes", "policies scores"),
-    "09_multitask": _stage("preferences prefixes folds", "policies scores"),
+    "09_multitask": _stage("personas preferences prefixes folds", "policies scores"),
     "10_prefix_sensitivity": _stage("policies preferences prefixes retrieved folds", "scores"),
     "11_equity": _stage("personas scores"),
     "12_generation": _stage("personas questions preferences prefixes folds policies scores",

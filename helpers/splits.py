@@ -113,6 +113,19 @@ def training_pairs(
     return train.reset_index(drop=True), rows[held].reset_index(drop=True)
 
 
+def swap_labels(pairs: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """The pairs with chosen and rejected exchanged in a drawn share of them, in every column that names one.
+
+    A larger share holds the swapped pairs of a smaller one. Rows and columns keep their order.
+    """
+    lot = np.random.default_rng([seed, 9]).permutation(len(pairs))
+    swap = pd.Series(lot < round(share * len(pairs)), index=pairs.index)
+    other = {name: name.replace("chosen", "rejected") for name in pairs if "chosen" in name}
+    other |= {rejected: chosen for chosen, rejected in other.items()}
+    swapped = pairs[swap].rename(columns=other)[list(pairs.columns)]
+    return pd.concat([pairs[~swap], swapped]).loc[pairs.index]
+
+
 def _on(personas: pd.DataFrame, axis: str) -> pd.Series:
     return personas["axes"].map(lambda axes: axis in list(axes))
 

@@ -14,6 +14,7 @@ from helpers.splits import (
     small_folds,
     small_people,
     stratified_folds,
+    swap_labels,
     training_pairs,
 )
 
@@ -216,3 +217,22 @@ def test_no_pair_left_is_an_error():
     preferences = pd.DataFrame([("1", "a", "d1", "divergent", "train", "A", "B")], columns=COLUMNS)
     with pytest.raises(ValueError, match="drop_uncontested=false"):
         training_pairs(preferences, ["a"], True, 0.1, seed=0)
+
+
+def test_a_share_of_the_labels_is_swapped_in_every_column():
+    pairs = pd.DataFrame({"pair_id": list("abcde"), "chosen": list("ABCDE"), "rejected": list("VWXYZ"),
+                          "ref_chosen_logps": range(5), "ref_rejected_logps": range(10, 15)})
+    half, most = swap_labels(pairs, 0.4, seed=1), swap_labels(pairs, 0.8, seed=1)
+    swapped = half["chosen"] != pairs["chosen"]
+    assert swapped.sum() == 2  # .4 of five
+    assert half.loc[swapped, "chosen"].tolist() == pairs.loc[swapped, "rejected"].tolist()
+    assert half.loc[swapped, "rejected"].tolist() == pairs.loc[swapped, "chosen"].tolist()
+    assert half.loc[swapped, "ref_chosen_logps"].tolist() == pairs.loc[swapped, "ref_rejected_logps"].tolist()
+    pd.testing.assert_frame_equal(half[~swapped], pairs[~swapped])
+    assert half["pair_id"].tolist() == list("abcde")
+    also = most["chosen"] != pairs["chosen"]
+    assert also.sum() == 4
+    assert also[swapped].all()
+    pd.testing.assert_frame_equal(swap_labels(pairs, 0.0, seed=1), pairs)
+    pd.testing.assert_frame_equal(half, swap_labels(pairs, 0.4, seed=1))
+    assert any(not half.equals(swap_labels(pairs, 0.4, seed=s)) for s in range(2, 6))
