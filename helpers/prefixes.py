@@ -43,8 +43,8 @@ def prompt(templates: str, prefix: str, prefix_text: str, question: str) -> tupl
         raise ValueError(f"prompt {templates}/{name}: found {{PREFIX}} after {{X}}; expected it in front")
     between = template.literals[at]
     cue = between.split("\n\n" if "\n\n" in between else "\n")[-1]  # the question's own heading: in the tail
-    length = len(cue) + len(question) + sum(map(len, template.literals[at + 1:]))
-    return text[:-length], text[-length:]
+    split = len(text) - len(cue) - len(question) - sum(map(len, template.literals[at + 1:]))
+    return text[:split], text[split:]
 
 
 def build_prefixes(personas: pd.DataFrame, preferences: pd.DataFrame, teacher: Teacher | None,

@@ -110,6 +110,7 @@ def test_head_holds_the_prefix_and_tail_the_question():
     head, tail = prompt("full", "few_shot", "shots", "Why?")
     assert tail.startswith("## Question\nWhy?")
     assert "shots" in head
+    assert prompt("full", "persona", "Ada walks.", "")[1] == ""  # nothing to ask: all of it is head
 
 
 @pytest.mark.parametrize("group", ["short", "full"])
