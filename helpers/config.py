@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from helpers import DATA, ROOT
+from helpers.schemas import MOST_SHOTS
 
 TEACHER_FREE = ("none", "tag", "few_shot")  # prefixes that need nobody who knows the person
 Prefix = Literal["none", "tag", "few_shot", "persona", "persona_gpt4", "persona_gold", "name"]
@@ -72,10 +73,10 @@ Judge = _section(
     shuffle_labels=bool)
 Prefixes = _section(
     "Prefixes", names=tuple[Prefix, ...], few_shot_shots=Count, persona_shots=Count,
-    shot_counts=tuple[Count, ...], retrieval=tuple[Literal["tfidf", "embedding"], ...],
+    shot_counts=tuple[Annotated[int, Field(ge=1, le=MOST_SHOTS)], ...], retrieval=tuple[Literal["tfidf", "embedding"], ...],
     side=Literal["left", "right"])
 Policy = _section(
-    "Policy", path=str, templates=Literal["short", "full"], max_length=Count,
+    "Policy", path=str, templates=Literal["short", "full"], max_length=Count, max_prompt=Whole,
     dtype=Literal["auto", "float32", "bfloat16"], load_in_4bit=bool)
 Reward, Embedder = _section("Reward", path=str), _section("Embedder", path=str)
 Training = _section(

@@ -1,5 +1,6 @@
 """The prefixes that describe a person to a model, their variants, and what they give away."""
 
+import re
 from collections.abc import Sequence
 from zlib import crc32
 
@@ -8,12 +9,13 @@ import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.optimize import linear_sum_assignment
 
-from helpers import models, prompts
+from helpers import models, prompts, scoring
 from helpers.config import TEACHER_FREE, Profile
 from helpers.llm import Request, Teacher
 
-VARIANTS = {"main": 0, "reseed": 1}  # added to the seed; the third variant, shuffled, is somebody else's main
 FIXED = ("tag", "name")  # a person has one of each: no reseed
+INFERRED = ("persona", "persona_gpt4")  # from shots
+RESEED = 1  # added to the seed
 SHOT_BREAK = {"short": "\n", "full": "\n\n", "teacher": "\n\n"}
 PERSONA_TEMPERATURE = 0.3  # ours: nearly greedy, so that the persona says what the policy thinks likeliest
 ATTEMPTS = 3  # for a persona that comes back empty
@@ -41,32 +43,50 @@ def prompt(templates: str, prefix: str, prefix_text: str, question: str) -> tupl
         raise ValueError(f"prompt {templates}/{name}: found {{PREFIX}} after {{X}}; expected it in front")
     between = template.literals[at]
     cue = between.split("\n\n" if "\n\n" in between else "\n")[-1]  # the question's own heading: in the tail
-    length = len(cue) + len(question) + sum(map(len, template.literals[at + 1:]))
-    return text[:-length], text[-length:]
+    split = len(text) - len(cue) - len(question) - sum(map(len, template.literals[at + 1:]))
+    return text[:split], text[split:]
 
 
 def build_prefixes(personas: pd.DataFrame, preferences: pd.DataFrame, teacher: Teacher | None,
                    policy: tuple, cfg: Profile, seed: int) -> pd.DataFrame:
-    """Every available prefix of every person but none, in the variants main, reseed and shuffled.
+    """Every available prefix of every person but none, in its variants (`plan`).
 
-    reseed: other shots, or asked again; shuffled: somebody else's main, the same person's for all prefixes.
     policy: (model, tokenizer) as from models.load_policy; teacher may be None where no prefix needs one.
     Returns rows persona_id, prefix, variant, text, shots (pair_ids), model (the writer), n_tokens (policy's).
     Raises ValueError for a person with too few train pairs. Source: WikiPersona 3.4, App. G.5, G.6 and L.
     """
-    people, pool, rows = personas.sort_values("persona_id", ignore_index=True), _shot_pool(preferences), []
-    ids, few, four = people["persona_id"].tolist(), cfg.prefixes.few_shot_shots, cfg.prefixes.persona_shots
-    for prefix in available_prefixes(cfg):
-        n = {"few_shot": few, "persona": four, "persona_gpt4": four}.get(prefix, 0)
-        for variant in () if prefix == "none" else ("main",) if prefix in FIXED else VARIANTS:
-            shots = [draw_shots(pool, persona_id, n, seed, variant) for persona_id in ids]
-            texts, writer = _write(prefix, people, shots, teacher, policy, cfg, seed + VARIANTS[variant])
-            rows += [(persona_id, prefix, variant, text, s["pair_id"].tolist(), writer)
-                     for persona_id, text, s in zip(ids, texts, shots, strict=True)]
+    people, pool, rows = personas.sort_values("persona_id", ignore_index=True), shot_pool(preferences), []
+    ids = people["persona_id"].tolist()
+    fewest = int(pool["persona_id"].value_counts().reindex(ids, fill_value=0).min())
+    for prefix, variant, n in plan(cfg, fewest):
+        shots = [draw_shots(pool, persona_id, n, seed, variant) for persona_id in ids]
+        texts, writer = _write(prefix, variant, people, shots, teacher, policy, cfg, seed)
+        rows += [(persona_id, prefix, variant, text, s["pair_id"].tolist(), writer)
+                 for persona_id, text, s in zip(ids, texts, shots, strict=True)]
     made = pd.DataFrame(rows, columns=["persona_id", "prefix", "variant", "text", "shots", "model"])
     made = pd.concat([made, _shuffled(made[made["variant"] == "main"], people, seed)], ignore_index=True)
     count = {text: len(policy[1](text, add_special_tokens=False)["input_ids"]) for text in set(made["text"])}
     return made.assign(n_tokens=made["text"].map(count))
+
+
+def plan(cfg: Profile, fewest: int) -> list[tuple[str, str, int]]:
+    """(prefix, variant, number of shots) of all that is written.
+
+    main; reseed: other shots, or asked again; with_rejected: the same shots, but the persona is inferred from
+    their rejected answers too, as in the paper's code; shots<n>: raw shots, in another number than main has. The
+    variant shuffled is copied afterwards: somebody else's main, the same person's for all prefixes.
+    fewest: train pairs of whoever has fewest. A number of shots that somebody lacks is left out for all.
+    """
+    p, rows = cfg.prefixes, []
+    shots = {"few_shot": p.few_shot_shots} | dict.fromkeys(INFERRED, p.persona_shots)
+    for prefix in (name for name in available_prefixes(cfg) if name != "none"):
+        n = shots.get(prefix, 0)
+        rows += [(prefix, variant, n) for variant in (("main",) if prefix in FIXED else ("main", "reseed"))]
+        if prefix in INFERRED:
+            rows.append((prefix, "with_rejected", n))
+        if prefix == "few_shot":
+            rows += [(prefix, f"shots{k}", k) for k in sorted(set(p.shot_counts) - {n}) if k < fewest]
+    return rows
 
 
 def draw_shots(pool: pd.DataFrame, persona_id: str, n: int, seed: int, variant: str) -> pd.DataFrame:
@@ -86,10 +106,19 @@ def draw_shots(pool: pd.DataFrame, persona_id: str, n: int, seed: int, variant: 
     return own.iloc[drawn]
 
 
-def few_shot_text(shots: pd.DataFrame, templates: str) -> str:
-    """Questions with the preferred answers. The rejected ones are left out, as in the paper (footnote 5)."""
-    pairs = zip(shots["prompt"], shots["chosen"], strict=True)
-    return SHOT_BREAK[templates].join(prompts.render(templates, "shot", X=x, CHOSEN=y) for x, y in pairs)
+def few_shot_text(shots: pd.DataFrame, templates: str, rejected: bool = False) -> str:
+    """Questions with the preferred answers, and the rejected ones if asked for; the paper (footnote 5) has none."""
+    columns = {"X": "prompt", "CHOSEN": "chosen"} | ({"REJECTED": "rejected"} if rejected else {})
+    rows = shots[list(columns.values())].set_axis(list(columns), axis=1).to_dict("records")
+    name = "shot_rejected" if rejected else "shot"
+    return SHOT_BREAK[templates].join(prompts.render(templates, name, **row) for row in rows)
+
+
+def shot_pool(preferences: pd.DataFrame) -> pd.DataFrame:
+    """Train pairs neither of whose answers happens to hold an answer to a test question: fit for shots."""
+    train = preferences[preferences["split"] == "train"]
+    told = leaks(train.assign(text=train["prompt"] + "\n" + train["chosen"] + "\n" + train["rejected"]), preferences)
+    return train.drop(told.index)
 
 
 def derange(ids: Sequence[str], seed: int, forbidden: np.ndarray | None = None,
@@ -111,19 +140,62 @@ def derange(ids: Sequence[str], seed: int, forbidden: np.ndarray | None = None,
     return {ids[i]: ids[j] for i, j in zip(mine, others, strict=True)}
 
 
-def overlap(prefixes: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """What each main prefix shares with a gold persona: ROUGE-1 F1 to the own one and to a random other's.
+def overlap(prefixes: pd.DataFrame, seed: int, variant: str = "main") -> pd.DataFrame:
+    """What each prefix of a variant shares with a gold persona: ROUGE-1 F1 to the own one and a random other's.
 
     Returns persona_id, prefix, r1, r1_random (NaN where there is no gold) and words. Table 2 has their means.
     """
-    main = prefixes[prefixes["variant"] == "main"]
+    main, mine = (prefixes[prefixes["variant"] == wanted] for wanted in ("main", variant))
     gold = main[main["prefix"] == "persona_gold"].set_index("persona_id")["text"]
     others = gold.rename(derange(sorted(gold.index), seed)) if len(gold) > 1 else gold[:0]
-    rows, score = main[["persona_id", "prefix"]].reset_index(drop=True), RougeScorer(["rouge1"]).score
+    rows, score = mine[["persona_id", "prefix"]].reset_index(drop=True), RougeScorer(["rouge1"]).score
     for column, reference in (("r1", gold), ("r1_random", others)):
         rows[column] = [score(reference[p], text)["rouge1"].fmeasure if p in reference.index else np.nan
-                        for p, text in zip(main["persona_id"], main["text"], strict=True)]
-    return rows.assign(words=main["text"].str.split().map(len).tolist())
+                        for p, text in zip(mine["persona_id"], mine["text"], strict=True)]
+    return rows.assign(words=mine["text"].str.split().map(len).tolist())
+
+
+def shared_words(prefixes: pd.DataFrame, templates: str) -> pd.DataFrame:
+    """How alike a person's own prefix and the shuffled one are, with and without the template around them.
+
+    Returns persona_id, prefix, text (prefix, prefix_and_prompt), words of the own one and rouge_lsum (F1).
+    Table 13 has their means, and as "shared words" the product of the means.
+    """
+    wide = prefixes.pivot(index=["persona_id", "prefix"], columns="variant", values="text")
+    rows, score = [], RougeScorer(["rougeLsum"]).score
+    for (persona_id, prefix), own, wrong in wide[["main", "shuffled"]].itertuples():
+        asked = ["".join(prompt(templates, prefix, text, "")) for text in (own, wrong)]
+        for text, (a, b) in {"prefix": (own, wrong), "prefix_and_prompt": asked}.items():
+            rows.append((persona_id, prefix, text, len(a.split()), score(a, b)["rougeLsum"].fmeasure))
+    return pd.DataFrame(rows, columns=["persona_id", "prefix", "text", "words", "rouge_lsum"])
+
+
+def truncation(pairs: pd.DataFrame, made: pd.DataFrame, tokenizer, templates: str, limits: Sequence[int],
+               max_prompt: int = 0) -> pd.DataFrame:
+    """What a limit of length cuts off prefixes that stand before the questions of `pairs`.
+
+    made: the rows of the table prefixes that are asked about. limits: values of policy.max_length, in tokens;
+    max_prompt: as policy.max_prompt.
+    Returns rows prefix, variant, max_length, side (the end that gives way), n_tokens (mean of what stands before
+    a question), with_loss (share of pairs), lost (share of those tokens) and own_lost (share of the tokens
+    that speak of the person; the template's own words are not among them). Source: Appendix H.
+    """
+    rows, answers = [], (pairs["chosen"].tolist(), pairs["rejected"].tolist())
+    for (prefix, variant), of in made.groupby(["prefix", "variant"], sort=False):
+        text = of.set_index("persona_id")["text"]
+        own = {p: _own_tokens(tokenizer, prompt(templates, prefix, t, "")[0], t) for p, t in text.items()}
+        asked = [prompt(templates, prefix, text[p], x) for p, x in zip(pairs["persona_id"], pairs["prompt"], strict=True)]
+        marks = [own[p] for p in pairs["persona_id"]]
+        size, mine = sum(map(len, marks)), sum(m.sum() for m in marks)
+        for limit in limits:
+            cut = scoring.encode_pairs(tokenizer, asked, *answers, limit, max_prompt=max_prompt)
+            lost = [pair.lost for pair in cut]
+            gone = {"left": sum(m[:n].sum() for m, n in zip(marks, lost, strict=True)),
+                    "right": sum(m[len(m) - n:].sum() for m, n in zip(marks, lost, strict=True))}
+            rows += [(prefix, variant, limit, side, size / len(marks), np.mean(np.array(lost) > 0), sum(lost) / size,
+                      n / mine) for side, n in gone.items()]
+    return pd.DataFrame(rows, columns=["prefix", "variant", "max_length", "side", "n_tokens", "with_loss", "lost",
+                                       "own_lost"])
 
 
 def leaks(prefixes: pd.DataFrame, preferences: pd.DataFrame) -> pd.DataFrame:
@@ -133,16 +205,19 @@ def leaks(prefixes: pd.DataFrame, preferences: pd.DataFrame) -> pd.DataFrame:
     return prefixes[[any(answer in text for answer in told) for text in prefixes["text"]]]
 
 
-def _shot_pool(preferences: pd.DataFrame) -> pd.DataFrame:
-    """Train pairs whose text doesn't happen to hold an answer to a test question."""
-    train = preferences[preferences["split"] == "train"]
-    told = leaks(train.assign(text=train["prompt"] + "\n" + train["chosen"]), preferences)
-    return train.drop(told.index)
+def _own_tokens(tokenizer, head: str, text: str) -> np.ndarray:
+    """Which of a head's tokens spell the person's own text, and not the template's words: bool [tokens]."""
+    own = np.zeros(len(head), dtype=bool)
+    for found in re.finditer(re.escape(text), head):
+        own[found.start():found.end()] = True
+    spans = tokenizer(head, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return np.array([own[start:end].any() for start, end in spans], dtype=bool)
 
 
-def _write(prefix: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher: Teacher | None,
+def _write(prefix: str, variant: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher: Teacher | None,
            policy: tuple, cfg: Profile, seed: int) -> tuple[list[str], str]:
     """The texts of one prefix for all people, and who wrote them ("" for what is copied)."""
+    seed, rejected = seed + RESEED * (variant == "reseed"), variant == "with_rejected"
     if prefix in FIXED:
         return people[prefix].tolist(), ""
     if prefix == "few_shot":
@@ -151,7 +226,8 @@ def _write(prefix: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher
         asked = [prompts.render("teacher", "gold_persona", NAME=name) for name in people["name"]]
     else:
         group = cfg.policy.templates if prefix == "persona" else "teacher"
-        asked = [prompts.render(group, "infer_persona", SHOTS=few_shot_text(s, group)) for s in shots]
+        asked = [prompts.render(group, "infer_persona", SHOTS=few_shot_text(s, group, rejected))
+                 for s in shots]
     ask, whom, writer = ((_policy_says, policy, cfg.policy.path) if prefix == "persona"
                          else (_teacher_says, teacher, cfg.teacher.model))
     texts = [""] * len(asked)

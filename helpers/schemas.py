@@ -48,6 +48,7 @@ DTYPES = {
     "list[str]": Dtype((list, tuple, np.ndarray), "object", pa.list_(pa.string())),
 }
 KINDS, SPLITS = ("personal", "divergent"), ("train", "test")
+MOST_SHOTS = 16  # raw shots in one prefix (prefixes.shot_counts)
 
 
 def _table(keys: str, columns: str, **allowed: tuple[str, ...]) -> TableSpec:
@@ -82,10 +83,11 @@ TABLES: dict[str, TableSpec] = {
     "prefixes": _table(
         "persona_id prefix variant",
         "persona_id prefix variant text shots:list[str] model n_tokens:int",
-        variant=("main", "reseed", "shuffled", "with_rejected", "shots1", "shots4", "shots8")),
+        variant=("main", "reseed", "shuffled", "with_rejected", *(f"shots{n}" for n in range(1, MOST_SHOTS + 1)))),
     "retrieved": _table(
         "pair_id variant",
-        "pair_id persona_id variant text shots:list[str] n_tokens:int"),
+        "pair_id persona_id variant text shots:list[str] n_tokens:int",
+        variant=("near_tfidf", "far_tfidf", "near_embedding", "far_embedding")),
     "folds": _table(
         "scheme fold persona_id",
         "scheme fold:int persona_id"),

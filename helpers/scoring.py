@@ -23,16 +23,17 @@ class Pair(NamedTuple):
 @torch.inference_mode()
 def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
                 rejected: Sequence[str], token_budget: int = 0, max_length: int = 512,
-                dtype: str = "auto", side: str = "left") -> pd.DataFrame:
+                dtype: str = "auto", side: str = "left", max_prompt: int = 0) -> pd.DataFrame:
     """One row per pair, in input order.
 
-    prompts: (head, tail) as from prefixes.prompt; the head, which holds the prefix, gives way to max_length.
+    prompts: (head, tail) as from prefixes.prompt; the head, which holds the prefix, gives way to max_length
+    and, if it is set, to max_prompt (see `encode_pairs`).
     token_budget: padded tokens of a batch; 0: what suits the device.
     Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
     n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
     dpo.check_model(model)
-    pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side)
+    pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side, max_prompt)
     columns, device = np.zeros((len(pairs), 4)), next(model.parameters()).device
     lengths, budget = [dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget
     model.eval()
@@ -52,11 +53,13 @@ def is_correct(scores: pd.DataFrame) -> pd.Series:
 
 
 def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
-                 rejected: Sequence[str], max_length: int, side: str = "left") -> list[Pair]:
+                 rejected: Sequence[str], max_length: int, side: str = "left", max_prompt: int = 0) -> list[Pair]:
     """Token ids of each pair: begin token, head, tail, and each answer as " " + text + end token.
 
     Each part is tokenised on its own. A question keeps its last max_length / 2 tokens and an answer its first
     ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
+    max_prompt: tokens of begin token, prefix and question together, as the paper's max_prompt_len of 512
+    (Appendix H); 0: no limit but max_length. Only the prefix gives way to it.
     """
     heads, tails = (_ids(tokenizer, (prompt[part] for prompt in prompts)) for part in (0, 1))
     answers = [_ids(tokenizer, (f" {text}" for text in texts)) for texts in (chosen, rejected)]
@@ -65,7 +68,7 @@ def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence
     for head, tail, *both in zip(heads, tails, *answers, strict=True):
         question = tail[-(room // 2):]
         kept = [(answer + end)[:room - len(question)] for answer in both]
-        prefix, lost = fit(head, question, kept, room, side)
+        prefix, lost = fit(head, question, kept, room, side, max_prompt and max(1, max_prompt - len(start)))
         cut = sum(len(answer) + 1 - len(part) for answer, part in zip(both, kept, strict=True))
         cut += len(tail) - len(question)
         pairs.append(Pair(start + prefix + question, *kept, lost, cut))
@@ -73,14 +76,17 @@ def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence
 
 
 def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Sequence[int]], max_length: int,
-        side: str = "left") -> tuple[list[int], int]:
+        side: str = "left", max_prompt: int = 0) -> tuple[list[int], int]:
     """The part of a prefix that fits before question and longest answer, and how many tokens of it are lost.
 
-    side: the end of the prefix that gives way. Question and answers are never cut for a prefix's sake, so all
-    prefixes of a person are compared on the same answers.
+    side: the end of the prefix that gives way. max_prompt: limit of prefix and question alone; 0: none.
+    Question and answers are never cut for a prefix's sake, so all prefixes of a person are compared on the
+    same answers.
     """
-    room = max(0, max_length - len(rest_ids) - max(map(len, answers)))
-    lost = max(0, len(prefix_ids) - room)
+    room = max_length - len(rest_ids) - max(map(len, answers))
+    if max_prompt:
+        room = min(room, max_prompt - len(rest_ids))
+    lost = max(0, len(prefix_ids) - max(0, room))
     return list(prefix_ids[lost:] if side == "left" else prefix_ids[:len(prefix_ids) - lost]), lost
 
 

@@ -36,18 +36,35 @@ def ask(pairs: pd.DataFrame, prefixes: pd.DataFrame, prefix: str, templates: str
         owner: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The pairs, with prefix, variant and the prompt of each as head and tail (see prefixes.prompt).
 
+    prefixes: the table of that name, or `retrieved`, in which every pair has a text of its own.
     owner: persona_id -> whose prefix stands there; without it everybody's own.
-    Raises KeyError for somebody without such a prefix.
+    Raises KeyError for a person, or a pair, without such a prefix.
     """
-    named = prefixes[(prefixes["prefix"] == prefix) & (prefixes["variant"] == variant)]
-    text_of = named.set_index("persona_id")["text"].to_dict()
-    whose = pairs["persona_id"] if owner is None else pairs["persona_id"].map(owner)
+    named, key = prefixes[prefixes["variant"] == variant], "pair_id"
+    if "prefix" in prefixes:
+        named, key = named[named["prefix"] == prefix], "persona_id"
+    text_of = named.set_index(key)["text"].to_dict()
+    whose = pairs[key] if owner is None else pairs["persona_id"].map(owner)
     if prefix != "none" and (without := sorted(set(whose) - set(text_of))):
         raise KeyError(f"{', '.join(without[:3])}: no prefix {prefix}, variant {variant}; 05 makes them")
-    texts = [text_of.get(persona_id, "") for persona_id in whose]
+    texts = [text_of.get(one, "") for one in whose]
     asked = [prompt(templates, prefix, text, x) for text, x in zip(texts, pairs["prompt"], strict=True)]
     heads, tails = zip(*asked, strict=True) if asked else ((), ())
     return pairs.assign(prefix=prefix, variant=variant, head=list(heads), tail=list(tails))
+
+
+def prompting(prefixes: pd.DataFrame, retrieved: pd.DataFrame) -> pd.DataFrame:
+    """What the untrained model is asked behind, in the order of the tables: rows setting, prefix, variant.
+
+    Settings: main (no prefix, and everybody's main one), shots (another number of them), retrieval (shots
+    picked for the question), inferred (from rejected answers too), control (reseed, shuffled).
+    """
+    made = prefixes[["prefix", "variant"]].drop_duplicates()
+    picked = retrieved[["variant"]].drop_duplicates().assign(prefix="few_shot", setting="retrieval")
+    of = {"main": "main", "with_rejected": "inferred", "reseed": "control", "shuffled": "control"}
+    made = made.assign(setting=[of.get(variant, "shots") for variant in made["variant"]])
+    none = pd.DataFrame([("main", "none", "main")], columns=["setting", "prefix", "variant"])
+    return pd.concat([none, made, picked], ignore_index=True)
 
 
 def main(asked: pd.DataFrame, folds: pd.DataFrame, fold: int, scheme: str = "stratified") -> pd.DataFrame:

@@ -221,7 +221,7 @@ def dataset(tokenizer, cell: Cell) -> Dataset:
     """The train pairs for PairTrainer: prompt_ids, chosen_ids, rejected_ids and the reference's sums."""
     t = cell.train
     pairs = scoring.encode_pairs(tokenizer, _prompts(t), t["chosen"], t["rejected"], cell.policy.max_length,
-                                 cell.side)
+                                 cell.side, cell.policy.max_prompt)
     columns = {f"{name}_ids": [getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected")}
     return Dataset.from_dict(columns | {name: t[name].tolist() for name in REFERENCE})
 
@@ -253,7 +253,8 @@ def _train_and_score(cell: Cell, part: Path) -> dict:
 
 def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
     found = scoring.score_pairs(model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"],
-                                dtype=cell.policy.dtype, max_length=cell.policy.max_length, side=cell.side)
+                                dtype=cell.policy.dtype, max_length=cell.policy.max_length, side=cell.side,
+                                max_prompt=cell.policy.max_prompt)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
 

@@ -10,7 +10,20 @@ from helpers import models, prompts
 from helpers.artifacts import open_run
 from helpers.config import load_profile
 from helpers.llm import Answer, connect
-from helpers.prefixes import available_prefixes, build_prefixes, derange, draw_shots, leaks, overlap, prompt
+from helpers.prefixes import (
+    available_prefixes,
+    build_prefixes,
+    derange,
+    draw_shots,
+    few_shot_text,
+    leaks,
+    overlap,
+    plan,
+    prompt,
+    shared_words,
+    shot_pool,
+    truncation,
+)
 from helpers.world.corpus import Corpus
 from helpers.world.facts import load_world
 from tests.tiny import make_policy
@@ -97,6 +110,7 @@ def test_head_holds_the_prefix_and_tail_the_question():
     head, tail = prompt("full", "few_shot", "shots", "Why?")
     assert tail.startswith("## Question\nWhy?")
     assert "shots" in head
+    assert prompt("full", "persona", "Ada walks.", "")[1] == ""  # nothing to ask: all of it is head
 
 
 @pytest.mark.parametrize("group", ["short", "full"])
@@ -117,10 +131,10 @@ def test_law_head_and_tail_are_the_template_and_the_head_is_the_same_for_all_que
 def test_every_person_has_every_prefix_and_variant(built):
     personas, _, prefixes = built
     counts = prefixes.groupby(["prefix", "variant"])["persona_id"].nunique()
-    # 12 people; tag and name have no reseed: 4 x 3 + 2 x 2 combinations
+    # 12 people; tag and name have no reseed: 4 x 3 + 2 x 2 combinations, shots1, and with_rejected of two
     assert (counts == 12).all()
-    assert len(counts) == 16
-    assert len(prefixes) == 16 * 12
+    assert len(counts) == 19
+    assert len(prefixes) == 19 * 12
     assert (prefixes["text"].str.strip() != "").all()
     assert (prefixes["n_tokens"] > 0).all()
     gold = prefixes[(prefixes["prefix"] == "persona_gold") & (prefixes["variant"] == "main")]
@@ -132,7 +146,8 @@ def test_law_shots_are_own_train_pairs_and_a_reseed_differs(built):
     pair = preferences.set_index("pair_id")
     drawn = prefixes[prefixes["variant"] != "shuffled"]
     for row in drawn.itertuples():
-        assert len(row.shots) == {"few_shot": 2, "persona": 4, "persona_gpt4": 4}.get(row.prefix, 0)
+        n = {"few_shot": 2, "persona": 4, "persona_gpt4": 4}.get(row.prefix, 0)
+        assert len(row.shots) == (1 if row.variant == "shots1" else n)
         assert all(pair["persona_id"][p] == row.persona_id and pair["split"][p] == "train" for p in row.shots)
     shots = drawn.set_index(["persona_id", "prefix", "variant"])["shots"].map(set)
     for persona_id in preferences["persona_id"].unique():
@@ -144,6 +159,70 @@ def test_law_shots_are_own_train_pairs_and_a_reseed_differs(built):
         tuple(sorted(p[-2:] for p in shots[i, "persona", "main"])) for i in preferences["persona_id"].unique()
     }
     assert len(rows) > 6
+
+
+def test_plan_by_hand(cfg):
+    some = only(cfg, "none", "name", "few_shot", "persona")
+    some = some.model_copy(update={"prefixes": some.prefixes.model_copy(update={"shot_counts": (1, 2, 4, 8)})})
+    # few_shot has 2 shots anyway; 8 of 8 train pairs would be all there are
+    assert plan(some, fewest=8) == [
+        ("name", "main", 0),
+        ("few_shot", "main", 2),
+        ("few_shot", "reseed", 2),
+        ("few_shot", "shots1", 1),
+        ("few_shot", "shots4", 4),
+        ("persona", "main", 4),
+        ("persona", "reseed", 4),
+        ("persona", "with_rejected", 4),
+    ]
+    assert ("few_shot", "shots8", 8) in plan(some, fewest=9)
+
+
+def test_rejected_answers_are_shown_only_where_asked_for():
+    shots = pd.DataFrame({"prompt": ["One?", "Two?"], "chosen": ["a", "b"], "rejected": ["x", "y"]})
+    assert few_shot_text(shots, "short") == "Question: One?\nPreferred: a\nQuestion: Two?\nPreferred: b"
+    both = "Question: One?\nPreferred: a\nRejected: x\nQuestion: Two?\nPreferred: b\nRejected: y"
+    assert few_shot_text(shots, "short", rejected=True) == both
+    for group in ("full", "teacher"):
+        assert "x" not in few_shot_text(shots, group).split()
+        assert few_shot_text(shots, group, rejected=True).endswith("y")
+
+
+def test_with_rejected_is_inferred_from_the_shots_of_main_and_sees_their_rejected_answers(cfg, policy):
+    personas, preferences = cast(8)
+    seen = []
+
+    class Reader:
+        """A teacher that repeats what it is asked."""
+
+        def map(self, requests, desc):
+            texts = [request.messages[0]["content"] for request in requests]
+            seen.append(texts)
+            return [Answer(text, None, "ok", 1, 1, 0.0, False) for text in texts]
+
+    made = build_prefixes(personas, preferences, Reader(), policy, only(cfg, "persona_gpt4"), seed=3)
+    by = made.set_index(["variant", "persona_id"])
+    rejected = preferences.set_index("pair_id")["rejected"]
+    for persona_id in personas["persona_id"]:
+        main, both = by.loc["main", :].loc[persona_id], by.loc["with_rejected", :].loc[persona_id]
+        assert main["shots"] == both["shots"]
+        assert all(rejected[shot] in both["text"] for shot in both["shots"])
+        assert "Rejected answer" not in main["text"]
+    assert len(seen) == 3
+
+
+def test_a_pair_whose_rejected_answer_is_a_test_answer_is_no_shot():
+    eight = "one two three four five six seven eight"
+    pairs = pd.DataFrame(
+        {
+            "pair_id": ["a", "b", "c"],
+            "split": ["train", "train", "test"],
+            "prompt": "Why?",
+            "chosen": ["yes", "yes", eight],
+            "rejected": [f"Well, {eight}.", "no", "never"],
+        }
+    )
+    assert shot_pool(pairs)["pair_id"].tolist() == ["b"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -269,6 +348,72 @@ def test_overlap_of_a_worked_example():
     told = prefixes.assign(text=["a b c d", "e f", "a b x y", "d a"])
     assert overlap(told, seed=1)["r1_random"].tolist() == [0, 0, 0, pytest.approx(2 / 3)]
     assert overlap(prefixes[prefixes["prefix"] == "persona"], seed=1)["r1"].isna().all()
+
+
+def test_overlap_of_a_variant_is_with_the_main_gold():
+    rows = [("p1", "persona_gold", "main", "a b"), ("p2", "persona_gold", "main", "c d")]
+    rows += [("p1", "persona", "main", "a b"), ("p1", "persona", "with_rejected", "a c")]
+    prefixes = pd.DataFrame(rows, columns=["persona_id", "prefix", "variant", "text"])
+    table = overlap(prefixes, seed=1, variant="with_rejected")
+    # "a c" and "a b": 1 of 2 words both ways; "c d" likewise
+    assert table.to_dict("records") == [
+        {"persona_id": "p1", "prefix": "persona", "r1": 0.5, "r1_random": 0.5, "words": 2}
+    ]
+
+
+def test_shared_words_of_a_worked_example():
+    rows = [("p1", "name", "main", "Ada Lind"), ("p1", "name", "shuffled", "Bo Lind")]
+    rows += [("p1", "persona", "main", "a b c d"), ("p1", "persona", "shuffled", "a x c")]
+    prefixes = pd.DataFrame(rows, columns=["persona_id", "prefix", "variant", "text"])
+    table = shared_words(prefixes, "short").set_index(["prefix", "text"])
+    # 1 of 2 words. With "The user is ….\nQuestion: \nAnswer:" 7 words, all but one shared: F1 = 6/7
+    assert table.loc[("name", "prefix"), ["words", "rouge_lsum"]].tolist() == [2, 0.5]
+    assert table.loc[("name", "prefix_and_prompt"), ["words", "rouge_lsum"]].tolist() == [7, pytest.approx(6 / 7)]
+    # "a c" in 4 and 3 words: precision 2/3, recall 2/4, F1 = 4/7; with two words more each 4 of 6 and 5: 8/11
+    assert table.loc[("persona", "prefix"), "rouge_lsum"] == pytest.approx(4 / 7)
+    assert table.loc[("persona", "prefix_and_prompt"), "rouge_lsum"] == pytest.approx(8 / 11)
+
+
+def test_truncation_of_a_worked_example():
+    # one token a character: "The user is abcd.\n" has 18, of which 4 are the person's own
+    made = pd.DataFrame({"persona_id": ["p1"], "prefix": "name", "variant": "main", "text": "abcd"})
+    pairs = pd.DataFrame({"persona_id": ["p1"], "prompt": "Q?", "chosen": "y" * 20, "rejected": "no"})
+    # begin token, "Question: Q?\nAnswer:" 20, " yyy…" and end token 22: 43 without the prefix
+    found = truncation(pairs, made, Letters(), "short", [61, 55, 47]).set_index(["max_length", "side"])
+    assert found["n_tokens"].tolist() == [18] * 6
+    assert found.loc[61, ["with_loss", "lost", "own_lost"]].to_numpy().tolist() == [[0, 0, 0]] * 2
+    # 6 tokens lost: from the left "The us"; from the right "abcd.\n"
+    assert found.loc[(55, "left"), ["with_loss", "lost", "own_lost"]].tolist() == [1, 6 / 18, 0]
+    assert found.loc[(55, "right"), "own_lost"] == 1
+    # 14 lost: from the left "The user is ab"
+    assert found.loc[(47, "left"), ["lost", "own_lost"]].tolist() == [14 / 18, 0.5]
+    # a limit of the prompt alone: 21 + 15 leaves 15 of the prefix, "The" is lost
+    short = truncation(pairs, made, Letters(), "short", [61], max_prompt=36)
+    assert short["lost"].tolist() == [3 / 18] * 2
+
+
+def test_eight_shots_of_the_little_world_fit_the_laptops_window():
+    laptop = load_profile("laptop")
+    _, tokenizer = models.load_policy(laptop.policy)
+    personas, preferences = cast(20)
+    train, test = (preferences[preferences["split"] == split] for split in ("train", "test"))
+    text = {p: few_shot_text(rows, "short") for p, rows in train.groupby("persona_id")}
+    assert (train.groupby("persona_id").size() == 8).all()
+    made = pd.DataFrame({"persona_id": list(text), "prefix": "few_shot", "variant": "shots8", "text": list(text.values())})
+    found = truncation(test, made, tokenizer, "short", [laptop.policy.max_length], laptop.policy.max_prompt)
+    assert found["n_tokens"].iloc[0] > 300
+    assert (found["lost"] == 0).all()
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    bos_token_id = eos_token_id = 0
+
+    def __call__(self, texts, add_special_tokens, return_offsets_mapping=False):
+        if isinstance(texts, str):
+            return {"offset_mapping": [(i, i + 1) for i in range(len(texts))]}
+        return {"input_ids": [[ord(c) for c in text] for text in texts]}
 
 
 class Shy:

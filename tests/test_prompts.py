@@ -63,8 +63,17 @@ def test_shots_are_found_again_however_they_are_joined(glue):
     assert prompts.parse_all("teacher", "shot", text) == shots
 
 
+def test_shots_with_rejected_answers_are_found_again_and_told_from_those_without():
+    shots = [{"X": "One?\n### Question\n> no", "CHOSEN": "1\n### Rejected answer\n> 0", "REJECTED": "2"},
+             {"X": "Two?", "CHOSEN": "2\n\n2", "REJECTED": ""}]
+    text = "\n\n".join(prompts.render("teacher", "shot_rejected", **shot) for shot in shots)
+    assert prompts.parse_all("teacher", "shot_rejected", text) == shots
+    plain = "\n\n".join(prompts.render("teacher", "shot", X=s["X"], CHOSEN=s["CHOSEN"]) for s in shots)
+    assert prompts.parse_all("teacher", "shot_rejected", plain) == []
+
+
 def test_no_template_parses_as_another_one():
-    names = [n for n in TEACHER if prompts.load("teacher", n).slots and n not in ("shot", "judge_example")]
+    names = [n for n in TEACHER if prompts.load("teacher", n).slots and n not in ("shot", "shot_rejected", "judge_example")]
     for name in names:
         text = prompts.render("teacher", name, **dict.fromkeys(slots_of("teacher", name), "7"))
         for other in set(names) - {name}:

@@ -70,6 +70,10 @@ def test_fit_by_hand():
     assert scoring.fit(prefix, rest, answers, 12, side="right") == ([1, 2, 3, 4, 5], 2)
     assert scoring.fit(prefix, rest, answers, 14) == (prefix, 0)
     assert scoring.fit(prefix, rest, answers, 6) == ([], 7)
+    # the prompt alone may have 6 tokens: 4 of question leave 2 of the prefix, however much room the answers leave
+    assert scoring.fit(prefix, rest, answers, 50, max_prompt=6) == ([6, 7], 5)
+    assert scoring.fit(prefix, rest, answers, 12, max_prompt=10) == ([3, 4, 5, 6, 7], 2)
+    assert scoring.fit(prefix, rest, answers, 50, max_prompt=3) == ([], 7)
 
 
 def test_a_long_prefix_loses_its_start_and_nothing_else_is_cut():
@@ -82,6 +86,25 @@ def test_a_long_prefix_loses_its_start_and_nothing_else_is_cut():
     assert short.prompt == whole.prompt[:1] + whole.prompt[4:]  # the begin token stays
     assert (short.chosen, short.rejected) == (whole.chosen, whole.rejected)
     assert tokenizer.decode(whole.chosen) == " a slow roast" + tokenizer.eos_token
+
+
+def test_a_limit_of_the_prompt_cuts_the_prefix_and_never_the_question():
+    texts = ["a" * 30], ["b" * 3]
+    for limit, kept in ((40, 4), (19, 3), (10, 0)):
+        # begin token 1 and question 15, so that of a limit of 19 three tokens are left for the prefix
+        (pair,) = scoring.encode_pairs(SimpleTokenizer(), [("hijk", "q" * 15)], *texts, 100, max_prompt=limit)
+        assert (pair.prompt, pair.lost, pair.cut) == ([0] + [ord(c) for c in "hijk"[4 - kept:] + "q" * 15], 4 - kept, 0)
+        assert len(pair.chosen) == 32
+
+
+def test_scores_heed_the_limit_of_the_prompt(policy):
+    prompts, chosen, rejected = make_pairs(6)
+    free = scoring.score_pairs(*policy, prompts, chosen, rejected)
+    tight = scoring.score_pairs(*policy, prompts, chosen, rejected, max_prompt=1)
+    bare = scoring.score_pairs(*policy, [("", tail) for _, tail in prompts], chosen, rejected)
+    assert (tight["lost"] > 0).sum() == 4  # two of six have no prefix
+    np.testing.assert_allclose(tight["logp_chosen"], bare["logp_chosen"], rtol=1e-5)
+    assert not np.allclose(tight["logp_chosen"], free["logp_chosen"])
 
 
 def test_what_is_too_long_without_a_prefix_is_cut_alike_for_every_prefix():

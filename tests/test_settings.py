@@ -55,6 +55,30 @@ def test_ask_puts_the_own_prefix_in_the_head():
         settings.ask(PAIRS.head(1), PREFIXES, "name", "short", "reseed")
 
 
+def test_ask_finds_the_text_of_a_pair_in_retrieved():
+    retrieved = pd.DataFrame([{"pair_id": f"{p}-test", "persona_id": p, "variant": v, "text": f"{v} for {p}"}
+                              for p in IDS for v in ("near_tfidf", "far_tfidf")])
+    test = PAIRS[PAIRS["split"] == "test"]
+    asked = settings.ask(test, retrieved, "few_shot", "short", variant="far_tfidf")
+    assert asked["head"].tolist() == [f"far_tfidf for {p}\n" for p in IDS]
+    assert asked[["prefix", "variant"]].drop_duplicates().to_numpy().tolist() == [["few_shot", "far_tfidf"]]
+    with pytest.raises(KeyError, match="p1-train, p2-train, p3-train: no prefix few_shot, variant far_tfidf; 05 makes them"):
+        settings.ask(PAIRS, retrieved, "few_shot", "short", variant="far_tfidf")
+
+
+def test_what_the_untrained_model_is_asked_by_hand():
+    made = pd.DataFrame([("p1", "few_shot", v) for v in ("main", "reseed", "shots4", "shuffled")]
+                        + [("p1", "persona", "with_rejected"), ("p2", "few_shot", "main")],
+                        columns=["persona_id", "prefix", "variant"])
+    retrieved = pd.DataFrame({"pair_id": ["a", "b"], "variant": "near_tfidf"})
+    rows = settings.prompting(made, retrieved)[["setting", "prefix", "variant"]].to_numpy().tolist()
+    assert rows == [["main", "none", "main"], ["main", "few_shot", "main"], ["control", "few_shot", "reseed"],
+                    ["shots", "few_shot", "shots4"], ["control", "few_shot", "shuffled"],
+                    ["inferred", "persona", "with_rejected"], ["retrieval", "few_shot", "near_tfidf"]]
+    nothing = settings.prompting(made[:0], retrieved[:0])
+    assert nothing["prefix"].tolist() == ["none"]
+
+
 def test_main_scores_test_pairs_of_unseen_and_seen_people():
     rows = settings.main(settings.ask(PAIRS, PREFIXES, "name", "short"), FOLDS, 0)
     assert dict(zip(rows["pair_id"], rows["trained"], strict=True)) == {

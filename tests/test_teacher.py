@@ -179,6 +179,36 @@ def test_two_shots_that_agree_make_it_surer_and_no_evidence_makes_no_claim(world
     assert simulated().posteriors([{"X": question, "CHOSEN": "Nothing known."}]) == {}
 
 
+def test_a_rejected_answer_speaks_against_its_category_by_hand(world, simulated):
+    person, own, (other, *_), question = first_person(world)
+    k = len(world.axes[own.axis].categories)
+    shot = {"X": question, "CHOSEN": "Nothing known.", "REJECTED": f"{other.things[0]} and {other.things[1]}"}
+    # L(other) = 0.73^2, L(anybody else) = w^2; 0.05 L(c) + 0.95 / (k - 1) x the others'
+    w2, o2 = (0.12 / (k - 1)) ** 2, 0.73**2
+    of_other = 0.05 * o2 + 0.95 * w2
+    of_rest = 0.05 * w2 + 0.95 / (k - 1) * (o2 + (k - 2) * w2)
+    posterior = simulated().posteriors([shot])[own.axis]
+    assert posterior[other.name] == pytest.approx(of_other / (of_other + (k - 1) * of_rest))
+    assert posterior[other.name] < 1 / k < posterior[own.name]
+
+
+def test_the_teacher_reads_the_rejected_answers_of_shots_that_show_them(world, simulated):
+    person, own, (other, *_), question = first_person(world)
+    # one phrase each for two categories: undecided, until the rejected answer rules one of them out
+    chosen = f"{own.things[0]} and {other.things[0]}"
+    asked = {"X": question, "CHOSEN": chosen, "REJECTED": f"{other.things[1]}, because {other.reasons[0]}"}
+    plain = prompts.render("teacher", "shot", X=question, CHOSEN=chosen)
+    both = prompts.render("teacher", "shot_rejected", **asked)
+    told = simulated().answer(prompts.render("teacher", "infer_persona", SHOTS=f"{both}\n\n{both}"), 0)
+    assert own.label in told
+    undecided = simulated().posteriors(prompts.parse_all("teacher", "shot", plain))[own.axis]
+    assert undecided[own.name] == pytest.approx(undecided[other.name])
+    # what the rejected answer says of pastimes is nobody's
+    hobby = list(world.hobbies.values())[-1]
+    only = prompts.render("teacher", "shot_rejected", X=question, CHOSEN=chosen, REJECTED=hobby.tips[0])
+    assert hobby.name not in simulated().answer(prompts.render("teacher", "infer_persona", SHOTS=only), 0)
+
+
 def shots(*pairs):
     return "\n\n".join(prompts.render("teacher", "shot", X=x, CHOSEN=y) for x, y in pairs)
 

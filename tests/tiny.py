@@ -18,6 +18,7 @@ class Policy:
 
     path: str
     max_length: int = 512
+    max_prompt: int = 0
     dtype: str = "float32"
     load_in_4bit: bool = False
 

@@ -28,6 +28,7 @@ OWN_CATEGORY, QUALITY_DIVERGENT = 3.0, 0.6  # latent utility of an answer to a d
 QUALITY_PERSONAL, ON_HOBBY = 1.8, 0.8  # and to a personal one
 SLOT_OWN, SLOT_COMMON, SLOT_WRONG = 0.73, 0.15, 0.12  # how the teacher believes that answers are worded
 WINNER_IS_OWN = 0.8  # and how often it believes that the preferred answer speaks for the person's category
+LOSER_IS_OWN = 0.05  # and the rejected one, where it is shown: among four candidates few are of one category
 SURE_ENOUGH = 0.4  # a category is written into a persona from this posterior on
 RETRY_AFTER_SECONDS = 0.05
 
@@ -138,15 +139,17 @@ class SimulatedTeacher:
         category's with 0.12 / (K - 1). So, with a uniform prior and shots independent given c,
             p(c | shots) ~ prod over shots of [0.8 L(c) + 0.2 / (K - 1) x sum over r != c of L(r)],
             L(r) = 0.73^n_r x (0.12 / (K - 1))^(sum of n_g over g != r) x 0.15^m.
-        0.15^m is the same for every c and cancels.
+        0.15^m is the same for every c and cancels. A rejected answer that is shown is one more factor, with
+        0.05 in place of 0.8: it speaks against the category that it speaks for.
         """
-        spotted = [self.spot(shot["CHOSEN"]) for shot in shots]
+        spotted = [(self.spot(shot[slot]), is_own) for shot in shots
+                   for slot, is_own in (("CHOSEN", WINNER_IS_OWN), ("REJECTED", LOSER_IS_OWN)) if slot in shot]
         logs = {}
         for axis, facts in self.world.axes.items():
-            counts = [{c: s.categories[axis, c] for c in facts.categories} for s in spotted]
-            counts = [n for n in counts if any(n.values())]
+            counts = [({c: s.categories[axis, c] for c in facts.categories}, is_own) for s, is_own in spotted]
+            counts = [(n, is_own) for n, is_own in counts if any(n.values())]
             if counts and len(facts.categories) > 1:
-                logs[axis] = {c: sum(_log_likelihood(n, c) for n in counts) for c in facts.categories}
+                logs[axis] = {c: sum(_log_likelihood(n, c, p) for n, p in counts) for c in facts.categories}
         return {axis: _normalised(values) for axis, values in logs.items()}
 
     def _judge(self, slots: dict, random: Random, ask: int) -> str:
@@ -206,7 +209,8 @@ class SimulatedTeacher:
         return self.world.describe(random, person.name, person.memberships, random.choice(person.hobbies))
 
     def _infer_persona(self, slots: dict, random: Random, ask: int) -> str:
-        shots = prompts.parse_all("teacher", "shot", slots["SHOTS"])
+        both = prompts.parse_all("teacher", "shot_rejected", slots["SHOTS"])
+        shots = both or prompts.parse_all("teacher", "shot", slots["SHOTS"])
         best = [(axis, max(p, key=p.get), max(p.values())) for axis, p in self.posteriors(shots).items()]
         sure = tuple((axis, category) for axis, category, probability in best if probability >= SURE_ENOUGH)
         hobbies = sum((self.spot(f"{shot['X']} {shot['CHOSEN']}").hobbies for shot in shots), Counter())
@@ -227,12 +231,15 @@ def _quality_weight(name: str) -> float:
     return Random(f"quality {name}").uniform(0.6, 1.4)
 
 
-def _log_likelihood(counts: dict[str, int], own: str) -> float:
-    """log p(one response | the person's category is `own`) as in `posteriors`, common phrases left out."""
+def _log_likelihood(counts: dict[str, int], own: str, is_own: float) -> float:
+    """log p(one response | the person's category is `own`) as in `posteriors`, common phrases left out.
+
+    is_own: how often a response in its place (preferred, rejected) speaks for the person's category.
+    """
     others, total = len(counts) - 1, sum(counts.values())
     wording = {r: SLOT_OWN ** n * (SLOT_WRONG / others) ** (total - n) for r, n in counts.items()}
     elsewhere = (sum(wording.values()) - wording[own]) / others
-    return math.log(WINNER_IS_OWN * wording[own] + (1 - WINNER_IS_OWN) * elsewhere)
+    return math.log(is_own * wording[own] + (1 - is_own) * elsewhere)
 
 
 def _normalised(logs: dict[str, float]) -> dict[str, float]:
