@@ -152,16 +152,31 @@ def _answer_means(model: nn.Module, pairs: Sequence[scoring.Pair], dtype: str) -
     return found
 
 
+def told_by_shots(pool: Pool, pairs: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:
+    """Whether the features alone tell chosen from rejected, without any training: `pairs` with `correct`.
+
+    pairs: of the pool. Right where chosen minus rejected points the way of the mean difference of the person's
+    drawn shots (which are never the pair itself), features counted in their own spread.
+    """
+    chosen, rejected = pool.features.chunk(2, dim=1)
+    difference = (chosen - rejected) / (chosen - rejected).std(0, correction=0).clamp(min=1e-6)
+    row_of = {pair_id: row for row, pair_id in enumerate(pool.pair_ids)}
+    drawn = pool.fixed(pairs, shots, seed)
+    way = torch.stack([difference[rows].mean(0) for rows in drawn])
+    right = (way * difference[[row_of[pair_id] for pair_id in pairs["pair_id"]]]).sum(1) > 0
+    return pairs.assign(correct=right.numpy())
+
+
 def make_encoder(model: nn.Module, pool: Pool, people: Sequence[str], config: Any, seed: int) -> Encoder:
     """A new encoder for this policy, standardised on the pairs of `people`, who train."""
     known = pool.features[np.concatenate([pool.own[person] for person in sorted(set(people))])]
-    embeddings = model.get_input_embeddings().weight
+    embeddings = model.get_input_embeddings().weight.detach()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder(known.shape[1], config.hidden, config.latent, embeddings.shape[1],
                           float(embeddings.float().pow(2).mean().sqrt()))
     encoder.center.copy_(known.mean(0))
-    encoder.spread.copy_(known.std(0).clamp(min=1e-6))
+    encoder.spread.copy_(known.std(0, correction=0).clamp(min=1e-6))
     return encoder.to(embeddings.device)
 
 
