@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -202,5 +202,5 @@ def load(folder: Path) -> Encoder:
     """The encoder that `save` left in the folder of an adapter."""
     with safe_open(folder / FILE, framework="pt") as file:
         encoder = Encoder(**json.loads(file.metadata()["sizes"]))
-        encoder.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    encoder.load_state_dict(load_file(folder / FILE))
     return encoder
