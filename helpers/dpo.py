@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface
 
 IGNORE = -100
+SOFT = -1  # stands in a prompt for a token that is given as a vector
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a batch
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -79,13 +80,9 @@ def answer_mask(segments: Tensor, position_ids: Tensor, window: int | None = Non
 def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Sum of the log-probabilities of each answer's tokens, nats, float32 [n, K].
 
-    batch: what `pack` returned. Only the answers' positions go through the head.
+    batch: what `pack` returned, and `soft` (see `last_hidden`). Only answers' positions go through the head.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    positions = batch["position_ids"]
-    with _attention(base, batch["segments"], positions) as mask:
-        hidden = base.get_decoder()(input_ids=batch["input_ids"], position_ids=positions, attention_mask=mask,
-                                    use_cache=False).last_hidden_state
+    base, hidden = _base(model), last_hidden(model, batch)
     (n, k), targets = batch["counts"].shape, batch["targets"].flatten()
     at = (targets != IGNORE).nonzero()[:, 0]
     padded = pad(at, (0, -len(at) % 256))  # of few lengths, as rows are (see pack)
@@ -93,6 +90,28 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     token_logps = -cross_entropy(logits, targets[at], reduction="none")
     owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
+
+
+def answer_means(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean of the last hidden states over each answer [n, K, hidden], from the last token of the prompt on."""
+    hidden, k = last_hidden(model, batch).float(), batch["counts"].shape[1]
+    mine = batch["segments"][:, None, :] == torch.arange(1, k + 1, device=hidden.device)[:, None]
+    return mine.to(hidden.dtype) @ hidden / mine.sum(-1, keepdim=True)
+
+
+def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The decoder's last hidden states [n, L, hidden] of packed rows.
+
+    A row whose prompt has the token SOFT finds there, as its embedding, its vector of batch["soft"] [n, hidden].
+    """
+    base, positions, given = _base(model), batch["position_ids"], {"input_ids": batch["input_ids"]}
+    if "soft" in batch:
+        words = base.get_input_embeddings()(batch["input_ids"].clamp(min=0))
+        here = (batch["input_ids"] == SOFT)[:, :, None]
+        given = {"inputs_embeds": torch.where(here, batch["soft"][:, None].to(words.dtype), words)}
+    with _attention(base, batch["segments"], positions) as mask:
+        return base.get_decoder()(**given, position_ids=positions, attention_mask=mask,
+                                  use_cache=False).last_hidden_state
 
 
 def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,6 +146,11 @@ def check_model(model: torch.nn.Module) -> None:
     if found or len(set(getattr(config, "layer_types", None) or [0])) > 1:
         what = f"changes logits after the head ({found[0]})" if found else "mixes kinds of attention"
         raise ValueError(f"{config.model_type} {what}; helpers.dpo does not. Choose another policy.path.")
+
+
+def _base(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformer itself, its adapter in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager

@@ -23,22 +23,25 @@ class Pair(NamedTuple):
 @torch.inference_mode()
 def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
                 rejected: Sequence[str], token_budget: int = 0, max_length: int = 512,
-                dtype: str = "auto", side: str = "left", max_prompt: int = 0) -> pd.DataFrame:
+                dtype: str = "auto", side: str = "left", max_prompt: int = 0,
+                soft: torch.Tensor | None = None) -> pd.DataFrame:
     """One row per pair, in input order.
 
     prompts: (head, tail) as from prefixes.prompt; the head, which holds the prefix, gives way to max_length
     and, if it is set, to max_prompt (see `encode_pairs`).
-    token_budget: padded tokens of a batch; 0: what suits the device.
+    token_budget: padded tokens of a batch; 0: what suits the device. soft: a vector for each pair [n, hidden],
+    which stands as one more token right after the begin token (helpers.vpl).
     Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
     n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
     dpo.check_model(model)
-    pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side, max_prompt)
+    pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side, max_prompt, soft is not None)
     columns, device = np.zeros((len(pairs), 4)), next(model.parameters()).device
     lengths, budget = [dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget
     model.eval()
     for at in dpo.budget_batches(lengths, budget or dpo.TOKEN_BUDGET[device.type]):
         batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
+        batch |= {} if soft is None else {"soft": soft[torch.from_numpy(at)]}
         with models.autocast(model, dtype):
             found = dpo.pair_logps(model, {name: values.to(device) for name, values in batch.items()})
         columns[at] = torch.stack([values.double() for values in found], 1).cpu().numpy()
@@ -53,17 +56,20 @@ def is_correct(scores: pd.DataFrame) -> pd.Series:
 
 
 def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
-                 rejected: Sequence[str], max_length: int, side: str = "left", max_prompt: int = 0) -> list[Pair]:
+                 rejected: Sequence[str], max_length: int, side: str = "left", max_prompt: int = 0,
+                 soft: bool = False) -> list[Pair]:
     """Token ids of each pair: begin token, head, tail, and each answer as " " + text + end token.
 
     Each part is tokenised on its own. A question keeps its last max_length / 2 tokens and an answer its first
     ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
     max_prompt: tokens of begin token, prefix and question together, as the paper's max_prompt_len of 512
     (Appendix H); 0: no limit but max_length. Only the prefix gives way to it.
+    soft: dpo.SOFT follows the begin token, in place of a token that is given as a vector.
     """
     heads, tails = (_ids(tokenizer, (prompt[part] for prompt in prompts)) for part in (0, 1))
     answers = [_ids(tokenizer, (f" {text}" for text in texts)) for texts in (chosen, rejected)]
     start, end = [i for i in [tokenizer.bos_token_id] if i is not None], [tokenizer.eos_token_id]
+    start += [dpo.SOFT] * soft
     room, pairs = max_length - len(start), []
     for head, tail, *both in zip(heads, tails, *answers, strict=True):
         question = tail[-(room // 2):]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from helpers import dpo, models, scoring
+from helpers import dpo, models, scoring, vpl
 
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -35,7 +36,8 @@ class Cell:
     train, validation and score have columns head, tail (as from prefixes.prompt), chosen, rejected; train has
     ref_chosen_logps and ref_rejected_logps too, the base's sums of log-probabilities (nats). Other columns of
     score stand in the result as they are. policy, training: sections of a profile. out: the cell's folder; it
-    appears when the cell is finished, and a cell whose folder is there is not computed again.
+    appears when the cell is finished, and a cell whose folder is there is not computed again. reading: a soft
+    token stands in front of each prompt; train, validation and score then have persona_id and pair_id.
     """
 
     policy_id: str
@@ -49,6 +51,7 @@ class Cell:
     adapter: Path | None = None
     learning_rate: float | None = None  # None: that of training
     side: str = "left"  # prefixes.side
+    reading: vpl.Reading | None = None  # method vpl
 
 
 def run_grid(cells: Sequence[Cell], workers: int, executor: str = "loky",
@@ -91,6 +94,18 @@ def keep_adapters(cells: Iterable[Cell], folder: Path) -> list[Path]:
     return [folder / cell.policy_id for cell in cells]
 
 
+def write_pool(asked: pd.DataFrame, policy: Any, side: str, path: Path) -> Path:
+    """Keep what VPL's encoders read of the train pairs (vpl.features) in a file, if it is not there yet.
+
+    asked: preferences with head and tail, prefix none.
+    """
+    if not path.exists():
+        with _one_thread():
+            table = vpl.features(*_base(policy), asked, policy.max_length, policy.dtype, side)
+        table.to_parquet(path, index=False)
+    return path
+
+
 def run_cell(cell: Cell) -> dict:
     """Train (or load) and score one adapter on this process's base, and leave the cell's folder behind."""
     started, part = time.perf_counter(), cell.out.with_name(f"{cell.out.name}.{os.getpid()}.part")
@@ -116,12 +131,15 @@ def train_adapter(base: torch.nn.Module, tokenizer, cell: Cell, out: Path) -> tu
     Facts: steps, pairs, pairs_per_second, learning_rate, history (of step and loss). `model.unload()` gives
     the base back, bit for bit.
     """
-    trainer = PairTrainer(model=base, args=training_args(cell, out), processing_class=tokenizer,
-                          train_dataset=dataset(tokenizer, cell), peft_config=lora(cell.training),
-                          dtype=cell.policy.dtype)
+    kind, more = (VplTrainer, {"cell": cell}) if cell.reading else (PairTrainer, {})
+    trainer = kind(model=base, args=training_args(cell, out), processing_class=tokenizer,
+                   train_dataset=dataset(tokenizer, cell), peft_config=lora(cell.training),
+                   dtype=cell.policy.dtype, **more)
     del base.forward  # trl patches it for its own loss; the next adapter is to find the base as it was
     result = trainer.train()
     save_adapter(trainer.model, out, cell.policy.path)
+    if cell.reading:
+        vpl.save(trainer.model.vpl, out)
     logged, seen = trainer.state.log_history, len(cell.train) * cell.training.epochs
     return trainer.model, {"steps": result.global_step, "pairs": len(cell.train),
                            "pairs_per_second": seen / result.metrics["train_runtime"],
@@ -191,11 +209,41 @@ class PairTrainer(DPOTrainer):
         micro = [[pairs[i] for i in at] for at in dpo.budget_batches(lengths, self.token_budget)]
         return {"parts": [self._rows(part) | {"of": torch.tensor(len(pairs))} for part in micro]}
 
-    @staticmethod
-    def _rows(pairs: list[dict]) -> dict[str, torch.Tensor]:
+    def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
         return dpo.pack([p["prompt_ids"] for p in pairs], answers) | reference
+
+
+class VplTrainer(PairTrainer):
+    """PairTrainer with a soft token in front of each prompt; its encoder is trained along with the adapter.
+
+    The encoder is `model.vpl`, so that the optimizer has its weights too. For every pair and every time other
+    shots are drawn, never the pair itself, and other noise.
+    """
+
+    def __init__(self, *args: Any, cell: Cell, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reading, self.pool = cell.reading, vpl.Pool(cell.reading.pool)
+        self.rng = np.random.default_rng([cell.seed, 7])
+        encoder = vpl.make_encoder(self.model, self.pool, cell.train["persona_id"], cell.reading.config, cell.seed)
+        self.model.vpl = encoder.requires_grad_(not cell.reading.released)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
+        mean, logvar = model.vpl(inputs["features"], inputs["read"])
+        z = vpl.sample(mean, logvar, inputs["noise"], self.reading.released)
+        loss = super().compute_loss(model, inputs | {"soft": model.vpl.soft(z)}, *args, **kwargs)
+        return loss + self._kl_weight() * vpl.kl(mean, logvar).sum() / inputs["of"]
+
+    def _kl_weight(self) -> float:
+        c, at = self.reading.config, self.state
+        return 0.0 if self.reading.released else vpl.kl_weight(at.global_step, at.max_steps, c.kl_weight, c.kl_warmup)
+
+    def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
+        drawn = [self.pool.draw(p["persona_id"], p["pair_id"], self.reading.shots, self.rng) for p in pairs]
+        features, read = self.pool.read(drawn)
+        noise = self.rng.standard_normal((len(pairs), self.reading.config.latent), dtype=np.float32)
+        return super()._rows(pairs) | {"features": features, "read": read, "noise": torch.from_numpy(noise)}
 
 
 def training_args(cell: Cell, out: Path) -> DPOConfig:
@@ -221,9 +269,10 @@ def dataset(tokenizer, cell: Cell) -> Dataset:
     """The train pairs for PairTrainer: prompt_ids, chosen_ids, rejected_ids and the reference's sums."""
     t = cell.train
     pairs = scoring.encode_pairs(tokenizer, _prompts(t), t["chosen"], t["rejected"], cell.policy.max_length,
-                                 cell.side, cell.policy.max_prompt)
+                                 cell.side, cell.policy.max_prompt, soft=cell.reading is not None)
     columns = {f"{name}_ids": [getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected")}
-    return Dataset.from_dict(columns | {name: t[name].tolist() for name in REFERENCE})
+    kept = [*REFERENCE, *(("persona_id", "pair_id") if cell.reading else ())]
+    return Dataset.from_dict(columns | {name: t[name].tolist() for name in kept})
 
 
 def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
@@ -242,6 +291,8 @@ def _train_and_score(cell: Cell, part: Path) -> dict:
             model, facts = train_adapter(model, tokenizer, cell, part)
         elif cell.adapter:
             model = PeftModel.from_pretrained(model, str(cell.adapter))
+            if cell.reading:
+                model.vpl = vpl.load(cell.adapter).to(model.device)
     _score(model, tokenizer, cell, cell.score).to_parquet(part / "scores.parquet", index=False)
     if cell.validation is not None:
         found = _score(model, tokenizer, cell, cell.validation)
@@ -252,9 +303,10 @@ def _train_and_score(cell: Cell, part: Path) -> dict:
 
 
 def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
-    found = scoring.score_pairs(model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"],
-                                dtype=cell.policy.dtype, max_length=cell.policy.max_length, side=cell.side,
-                                max_prompt=cell.policy.max_prompt)
+    soft = vpl.soft_tokens(model.vpl, vpl.Pool(cell.reading.pool), rows, cell.reading) if cell.reading else None
+    found = scoring.score_pairs(
+        model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"], dtype=cell.policy.dtype,
+        max_length=cell.policy.max_length, side=cell.side, max_prompt=cell.policy.max_prompt, soft=soft)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
 
