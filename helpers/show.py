@@ -129,7 +129,8 @@ def tax_people(people: pd.DataFrame, others: pd.DataFrame, paper: pd.DataFrame, 
     people: group, persona_id, prefix, change, low, high. others: group, label, prefix, change, low, high. paper:
     group, label ("" for a person) and change, drawn hollow. titles: {group: text}, a panel each.
     """
-    fig, axes = plt.subplots(1, len(titles), figsize=(4.2 * len(titles), 3.6), squeeze=False, layout="constrained")
+    size = {"figsize": (4.2 * len(titles), 3.6), "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(titles), sharey=True, **size)
     for ax, (group, title) in zip(axes.flat, titles.items(), strict=True):
         dots, left, theirs = (rows[rows["group"] == group] for rows in (people, others, paper))
         dots = dots.sort_values(["change", "persona_id"])
@@ -143,7 +144,9 @@ def tax_people(people: pd.DataFrame, others: pd.DataFrame, paper: pd.DataFrame, 
         ax.set_xticks(places, [*left["label"], *dots["persona_id"]], rotation=90, fontsize=7)
         ax.set(title=title, ylabel="change of accuracy" if ax is axes[0, 0] else "")
         ax.grid(False, axis="x")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    for marker, label in (("o", "trained, an unseen person's prefix"), ("s", "trained, no prefix in front")):
+        axes[0, 0].plot([], [], marker, color="#555555", ls="", label=label)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return fig
 
 
@@ -153,7 +156,8 @@ def tax_prefixes(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     rows: group, prefix, what (a marker each), change, low, high. titles: {group: text}, a panel each.
     """
     names, kinds = _ordered("prefix", rows["prefix"]), list(dict.fromkeys(rows["what"]))
-    fig, axes = plt.subplots(1, len(titles), figsize=(4.2 * len(titles), 3.6), squeeze=False, layout="constrained")
+    size = {"figsize": (4.2 * len(titles), 3.6), "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(titles), sharey=True, **size)
     for ax, (group, title) in zip(axes.flat, titles.items(), strict=True):
         for row in rows[rows["group"] == group].to_dict("records"):
             at = names.index(row["prefix"]) + 0.22 * (kinds.index(row["what"]) - (len(kinds) - 1) / 2)

@@ -35,7 +35,7 @@ from helpers.world import tasks as little
 FOLDER = DATA / "tasks"
 BATCH = {"cpu": 32, "cuda": 16}  # sequences computed at a time
 SYSTEM = ["system", "trained_prefix", "prefix", "persona_id", "policy_id"]  # what is evaluated
-ITEM = ["task", "item", "correct", "margin"]
+ITEM = ["task", "item", "kind", "correct", "logp_right", "logp_wrong"]
 NO_PREFIX = "none"
 
 
@@ -80,16 +80,17 @@ def load_tasks(names: Sequence[str], data: Path) -> dict[str, Any]:
     own = {name: FOLDER / f"{name}.yaml" for name in names}
     specs = [_config(own[name], data) if own[name].exists() else name for name in names]
     manager = TaskManager(include_defaults=any(isinstance(spec, str) for spec in specs))  # a scan of seconds
-    return manager.load(specs)
+    with _quiet():
+        return manager.load(specs)
 
 
 def evaluate(model: torch.nn.Module, tokenizer, tasks: Mapping[str, Any], head: str = "", limit: int = 0,
              dtype: str = "auto", chat: bool = False) -> pd.DataFrame:
-    """One row per task and item: correct (0 to 1) and margin.
+    """One row per task and item: kind (of a little task's item, else ""), correct (0 to 1), logp_right, logp_wrong.
 
     tasks: from `load_tasks`. head: the text in front, as `prefixes.prompt` gives it for training; with chat it is
-    the system turn of the model's template, else it simply precedes the question, as in training. margin: summed
-    log-probability of the first right answer minus the best other one, nats (NaN without one right answer).
+    the system turn of the model's template, else it simply precedes the question, as in training. logp_right,
+    logp_wrong: summed log-probability of the (first) right choice and of the best other one, nats.
     """
     device = next(model.parameters()).device.type
     half = torch.bfloat16 if isinstance(models.autocast(model, dtype), torch.autocast) else None
@@ -99,7 +100,7 @@ def evaluate(model: torch.nn.Module, tokenizer, tasks: Mapping[str, Any], head: 
         found = evaluator.evaluate(lm=lm, task_dict=tasks, limit=limit or None, bootstrap_iters=0,
                                    apply_chat_template=chat, fewshot_as_multiturn=True,
                                    system_instruction=(head if chat else _begin(tokenizer) + head) or None)
-    rows = [(task, sample["doc_id"], _accuracy(task, sample), _margin(sample))
+    rows = [(task, sample["doc_id"], sample["doc"].get("kind", ""), _accuracy(task, sample), *_best(sample))
             for task, samples in found["samples"].items() for sample in samples]
     return pd.DataFrame(rows, columns=ITEM)
 
@@ -189,7 +190,7 @@ def changes(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["group", *SYSTEM[:-1]]
     of = table.groupby([*keys, "task"], sort=False)["accuracy"].mean().groupby(keys, sort=False).mean().reset_index()
     start = of.query(f"system == 'base' and prefix == '{NO_PREFIX}'").set_index("group")["accuracy"]
-    return of.assign(change=of["accuracy"] - of["group"].map(start))
+    return of.assign(change=of["accuracy"].astype(float) - of["group"].map(start).astype(float))
 
 
 def over_people(changed: pd.DataFrame, **drawing: Any) -> pd.DataFrame:
@@ -261,11 +262,12 @@ def _accuracy(task: str, sample: Mapping[str, Any]) -> float:
     return float(sample["acc"])
 
 
-def _margin(sample: Mapping[str, Any]) -> float:
-    logps, right = np.array([float(logp) for logp, _ in sample["filtered_resps"]]), sample["target"]
+def _best(sample: Mapping[str, Any]) -> tuple[float, float]:
+    """Log-probability of the right choice and of the best other one; NaN where no single choice is right."""
+    logps, right = [float(logp) for logp, _ in sample["filtered_resps"]], sample["target"]
     if not isinstance(right, int) or not 0 <= right < len(logps) or len(logps) < 2:
-        return float("nan")
-    return float(logps[right] - np.delete(logps, right).max())
+        return float("nan"), float("nan")
+    return logps[right], max(logps[:right] + logps[right + 1:])
 
 
 @contextmanager
@@ -296,7 +298,10 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness logs advice for its command line and draws a bar per task and step, with no switch for either."""
+    """The harness logs advice for its command line and draws a bar per task and step, with no switch for either.
+
+    Errors, and warnings that are raised as errors, come through; `run` has the one bar that tells something.
+    """
     logger = getLogger("lm_eval")
     before = logger.level
     logger.setLevel(ERROR)
