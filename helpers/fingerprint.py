@@ -29,14 +29,16 @@ BIG_FILE = 64 * 2**20  # bytes; a larger file is known by its size and time of c
 def fingerprint(store: "Store", stage: str, without: Iterable[str] = ()) -> str:
     """sha256 of all that a stage's result depends on; helper modules named in `without` are left out."""
     code = notebook_code(ROOT / "notebooks" / f"{stage}.ipynb")
-    profile = flatten(store.profile.dump())
+    profile, helpers = flatten(store.profile.dump()), modules(code)
     parts = {
         "code": code,
-        "helpers": {name: digest(ROOT / path) for name, path in modules(code).items() if name not in without},
+        "helpers": {name: digest(ROOT / path) for name, path in helpers.items() if name not in without},
         "profile": {key: value for key, value in profile.items() if key not in EXECUTION_ONLY},
         "tables": {table: digest(store.file(table)) for table in STAGES[stage].reads},
         "data": inputs(store.profile),
     }
+    if "helpers.tax" in helpers:
+        parts["tasks"] = digest(ROOT / "data/tasks")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -107,8 +107,9 @@ TABLES: dict[str, TableSpec] = {
         "persona_id question_id kind system_a system_b shown_first winner outcome explanation "
         "model cost_usd:float", outcome=("clear", "tie", "unparsable")),
     "tax": _table(
-        "task system persona_id",
-        "task group system prefix persona_id policy_id accuracy:float low:float high:float n_items:int"),
+        "task system trained_prefix prefix persona_id policy_id",
+        "task group system trained_prefix prefix persona_id policy_id accuracy:float low:float high:float "
+        "n_items:int", system=("base", "mt"), group=("safety", "reasoning", "factuality")),
     "claims": _table(
         "claim_id",
         "claim_id statement source estimate:float low:float high:float n_people:int verdict "

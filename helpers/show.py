@@ -123,6 +123,57 @@ def equity_scatter(points: pd.DataFrame, notes: Mapping[str, str] | None = None)
     return fig
 
 
+def tax_people(people: pd.DataFrame, others: pd.DataFrame, paper: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """The paper's Figure 7 as changes: a dot per person, sorted, beside the same adapters without a prefix.
+
+    people: group, persona_id, prefix, change, low, high. others: group, label, prefix, change, low, high. paper:
+    group, label ("" for a person) and change, drawn hollow. titles: {group: text}, a panel each.
+    """
+    size = {"figsize": (4.2 * len(titles), 3.6), "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(titles), sharey=True, **size)
+    for ax, (group, title) in zip(axes.flat, titles.items(), strict=True):
+        dots, left, theirs = (rows[rows["group"] == group] for rows in (people, others, paper))
+        dots = dots.sort_values(["change", "persona_id"])
+        places = [*range(-1 - len(left), -1), *range(len(dots))]
+        for at, row in zip(places, pd.concat([left, dots]).to_dict("records"), strict=True):
+            look = {"color": PREFIX_COLORS[row["prefix"]], "marker": "s" if at < 0 else "o"}
+            ax.plot([at, at], [row["low"], row["high"]], color=look["color"], lw=1.2)
+            ax.plot(at, row["change"], ls="", ms=6, **look)
+        _paper_people(ax, theirs, list(left["label"]), len(dots))
+        ax.axhline(0, color=INK, ls=(0, (6, 3)), lw=1.2, label="untrained, no prefix")
+        ax.set_xticks(places, [*left["label"], *dots["persona_id"]], rotation=90, fontsize=7)
+        ax.set(title=title, ylabel="change of accuracy" if ax is axes[0, 0] else "")
+        ax.grid(False, axis="x")
+    for marker, label in (("o", "trained, an unseen person's prefix"), ("s", "trained, no prefix in front")):
+        axes[0, 0].plot([], [], marker, color="#555555", ls="", label=label)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return fig
+
+
+def tax_prefixes(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """The paper's Figure 17 as changes: by the prefix in training, with it in front and with it taken away.
+
+    rows: group, prefix, what (a marker each), change, low, high. titles: {group: text}, a panel each.
+    """
+    names, kinds = _ordered("prefix", rows["prefix"]), list(dict.fromkeys(rows["what"]))
+    size = {"figsize": (4.2 * len(titles), 3.6), "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(titles), sharey=True, **size)
+    for ax, (group, title) in zip(axes.flat, titles.items(), strict=True):
+        for row in rows[rows["group"] == group].to_dict("records"):
+            at = names.index(row["prefix"]) + 0.22 * (kinds.index(row["what"]) - (len(kinds) - 1) / 2)
+            color, marker = PREFIX_COLORS.get(row["prefix"], INK), "soD^"[kinds.index(row["what"])]
+            ax.plot([at, at], [row["low"], row["high"]], color=color, lw=1.4)
+            ax.plot(at, row["change"], marker, color=color, ms=6)
+        ax.axhline(0, color=INK, ls=(0, (6, 3)), lw=1.2, label="untrained, no prefix")
+        ax.set_xticks(range(len(names)), [_label("prefix", name) for name in names], rotation=35, ha="right", fontsize=8)
+        ax.set(title=title, xlim=(-0.6, len(names) - 0.4), ylabel="change of accuracy" if ax is axes[0, 0] else "")
+        ax.grid(False, axis="x")
+    for marker, kind in zip("soD^", kinds, strict=False):
+        axes[0, 0].plot([], [], marker, color="#555555", ls="", label=kind)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return fig
+
+
 def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.0) -> Figure:
     """One line a row: estimate and interval, the paper's value hollow, the claim's side shaded.
 
@@ -216,6 +267,16 @@ def _ordered(column: str, values: pd.Series) -> list:
     known = orders.get(column, ())
     found = list(dict.fromkeys(values))
     return [value for value in known if value in found] + [value for value in found if value not in known]
+
+
+def _paper_people(ax: plt.Axes, paper: pd.DataFrame, labels: list[str], n: int) -> None:
+    """The paper's people, sorted, spread over the n places of ours, and its other marks under our labels."""
+    theirs = np.sort(paper.loc[paper["label"] == "", "change"])
+    marks = list(zip(np.linspace(0, max(n - 1, 0), len(theirs)), theirs, strict=True)) if n else []
+    of_label = paper[paper["label"].isin(labels)]
+    marks += [(labels.index(row.label) - 1 - len(labels), row.change) for row in of_label.itertuples()]
+    if marks:
+        ax.plot(*zip(*marks, strict=True), "o", mfc="none", mec=INK, ms=5, ls="", label="paper", zorder=3)
 
 
 def _forest_line(ax: plt.Axes, y: int, row: dict, left: float, right: float) -> None:

@@ -53,6 +53,16 @@ def test_a_changed_file_makes_stale_what_depends_on_it(repo, store, path, stale)
     assert (fingerprint(store, STAGE) != before) is stale
 
 
+@pytest.mark.parametrize(("code", "stale"), [(CODE, False), ("from helpers import tax", True)])
+def test_a_changed_task_makes_stale_what_asks_tasks(repo, store, code, stale):
+    (repo / "helpers/tax.py").write_text("ask = 1")
+    write_notebook(repo, code)
+    before = fingerprint(store, STAGE)
+    (repo / "data/tasks").mkdir()
+    (repo / "data/tasks/little_facts.yaml").write_text("task: little_facts")
+    assert (fingerprint(store, STAGE) != before) is stale
+
+
 @pytest.mark.parametrize(("override", "stale"), [
     ("training.beta=0.5", True), ("seed=18", True), ("training.workers=7", False),
     ("teacher.budget_usd=9", False)])

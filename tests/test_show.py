@@ -197,3 +197,27 @@ def test_a_report_before_any_result_says_so(store):
 def test_claims_are_listed_as_they_were_stated():
     stated = ["prompting_moves_little", "gold_level", "wrong_gold_hurts"]
     assert show.in_order(pd.DataFrame({"claim_id": sorted(stated)}))["claim_id"].tolist() == stated
+
+
+def taxed(**columns) -> pd.DataFrame:
+    return pd.DataFrame(columns).assign(low=-0.2, high=0.2)
+
+
+def test_tax_by_person_is_sorted_beside_the_marks_without_a_prefix():
+    people = taxed(group="safety", persona_id=["p1", "p2"], prefix="name", change=[0.1, -0.1])
+    others = taxed(group="safety", label=["trained without"], prefix="none", change=[0.05])
+    paper = pd.DataFrame({"group": "safety", "label": ["", "", "trained without", "baseline"],
+                          "change": [0.3, 0.2, 0.01, 0.0]})
+    fig = show.tax_people(people, others, paper, {"safety": "safety (untrained 0.50)"})
+    (ax,) = fig.axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["trained without", "p2", "p1"]
+    (hollow,) = [line for line in ax.lines if line.get_label() == "paper"]
+    assert list(zip(*hollow.get_data(), strict=True)) == [(0, 0.2), (1, 0.3), (-2, 0.01)]
+
+
+def test_tax_by_prefix_has_a_marker_for_each_kind():
+    rows = taxed(group=["safety", "safety", "reasoning"], prefix=["name", "none", "name"],
+                 what=["removed", "removed", "in front"], change=0.1)
+    fig = show.tax_prefixes(rows, {"safety": "safety", "reasoning": "reasoning"})
+    assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()] == ["none", "name"]
+    assert {"removed", "in front", "untrained, no prefix"} <= set(texts(fig).splitlines())

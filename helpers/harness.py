@@ -1,0 +1,209 @@
+"""The evaluation harness (lm-eval) on a loaded policy: its own tasks and ours, with a prefix as the system text.
+
+The only module that imports lm_eval; what is made of the answers is arithmetic, in `tax`.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import lru_cache
+from io import StringIO
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import joblib
+import pandas as pd
+import torch
+import yaml
+from joblib.externals.loky import get_reusable_executor
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from peft import PeftModel
+from tqdm.auto import tqdm
+
+from helpers import models
+from helpers.artifacts import atomic
+from helpers.tax import FOLDER
+
+BATCH = {"cpu": 32, "cuda": 16}  # sequences computed at a time
+ITEM = ["task", "item", "kind", "correct", "logp_right", "logp_wrong"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: the base (adapter None) or an adapter on it, behind one system text, on all tasks.
+
+    policy: section of a profile. names: the tasks; data: the folder with the little tasks' items. limit: items of
+    a task, 0: all. out: the Parquet file of its items; a cell whose file is there is not computed again.
+    """
+
+    out: Path
+    policy: Any
+    adapter: Path | None
+    head: str
+    names: tuple[str, ...]
+    data: Path
+    limit: int = 0
+
+
+def run(cells: Sequence[Cell], workers: int, executor: str = "loky") -> pd.DataFrame:
+    """Evaluate the cells that are not finished, each in one thread; the items of all, with `cell`, its place.
+
+    Cells are independent: results do not depend on workers, order or interruptions.
+    """
+    todo = [cell for cell in cells if not cell.out.exists()]
+    if executor == "ray":
+        from ray.util.joblib import register_ray  # an extra
+
+        register_ray()
+    threads = {"inner_max_num_threads": 1} if executor == "loky" else {}
+    with joblib.parallel_config(executor, n_jobs=workers, **threads):
+        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(map(joblib.delayed(run_cell), todo))
+        for _ in tqdm(done, total=len(todo), desc="evaluations", unit="cell"):
+            pass
+    if todo and executor == "loky":
+        get_reusable_executor().shutdown()  # each worker holds the model
+    found = [pd.read_parquet(cell.out).assign(cell=i) for i, cell in enumerate(cells)]
+    numbers = {"item": int, "correct": float, "logp_right": float, "logp_wrong": float, "cell": int}
+    return pd.concat(found or [pd.DataFrame(columns=[*ITEM, "cell"]).astype(numbers)], ignore_index=True)
+
+
+def run_cell(cell: Cell) -> None:
+    """Evaluate one cell on this process's base and leave its file behind."""
+    base, tokenizer = _base(cell.policy)
+    with _one_thread(), _adapted(base, cell.adapter) as model:
+        items = evaluate(model, tokenizer, _tasks(cell.names, cell.data), cell.head, cell.limit, cell.policy.dtype,
+                         takes_system_text(cell.policy, tokenizer))
+    with atomic(cell.out) as file:
+        items.to_parquet(file, index=False)
+
+
+def load_tasks(names: Sequence[str], data: Path) -> dict[str, Any]:
+    """The harness's tasks: its own by their names, ours from data/tasks/<name>.yaml.
+
+    data: where a relative path in our `data_files` begins; what the json builder prepares is kept there too.
+    """
+    own = {name: FOLDER / f"{name}.yaml" for name in names}
+    specs = [_config(own[name], data) if own[name].exists() else name for name in names]
+    manager = TaskManager(include_defaults=any(isinstance(spec, str) for spec in specs))  # a scan of seconds
+    with _quiet():
+        return manager.load(specs)
+
+
+def evaluate(model: torch.nn.Module, tokenizer, tasks: Mapping[str, Any], head: str = "", limit: int = 0,
+             dtype: str = "auto", chat: bool = False) -> pd.DataFrame:
+    """One row per task and item: kind (of a little task's item, else ""), correct (0 to 1), logp_right, logp_wrong.
+
+    tasks: from `load_tasks`. head: the text in front, as `prefixes.prompt` gives it for training; with chat it is
+    the system turn of the model's template, else it simply precedes the question, as in training. logp_right,
+    logp_wrong: summed log-probability of the (first) right choice and of the best other one, nats.
+    """
+    device = next(model.parameters()).device.type
+    half = torch.bfloat16 if isinstance(models.autocast(model, dtype), torch.autocast) else None
+    with _quiet():
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH[device], mixed_precision_dtype=half,
+                  softmax_dtype="float32")
+        found = evaluator.evaluate(lm=lm, task_dict=tasks, limit=limit or None, bootstrap_iters=0,
+                                   apply_chat_template=chat, fewshot_as_multiturn=True,
+                                   system_instruction=(head if chat else _begin(tokenizer) + head) or None)
+    rows = [(task, sample["doc_id"], sample["doc"].get("kind", ""), _accuracy(task, sample), *_best(sample))
+            for task, samples in found["samples"].items() for sample in samples]
+    return pd.DataFrame(rows, columns=ITEM)
+
+
+def takes_system_text(policy: Any, tokenizer) -> bool:
+    """Whether prefixes go into the system turn of a chat template: for the full templates, if it has such a turn."""
+    if policy.templates != "full" or tokenizer.chat_template is None:
+        return False
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    try:
+        return "be brief" in tokenizer.apply_chat_template(turns, tokenize=False)
+    except jinja2.exceptions.TemplateError:  # here the harness would drop the text, with no more than a log line
+        return False
+
+
+def _accuracy(task: str, sample: Mapping[str, Any]) -> float:
+    if "acc" not in sample:
+        raise ValueError(f"task {task} reports {sample['metrics']}; expected acc: choose another in tax.tasks")
+    return float(sample["acc"])
+
+
+def _best(sample: Mapping[str, Any]) -> tuple[float, float]:
+    """Log-probability of the right choice and of the best other one; NaN where no single choice is right."""
+    logps, right = [float(logp) for logp, _ in sample["filtered_resps"]], sample["target"]
+    if not isinstance(right, int) or not 0 <= right < len(logps) or len(logps) < 2:
+        return float("nan"), float("nan")
+    return logps[right], max(logps[:right] + logps[right + 1:])
+
+
+def _begin(tokenizer) -> str:
+    """The begin token as text, where the tokenizer does not put it there itself: training always has it."""
+    first = tokenizer("a")["input_ids"][:1]
+    return "" if first == [tokenizer.bos_token_id] else tokenizer.bos_token or ""
+
+
+def _config(path: Path, data: Path) -> dict[str, Any]:
+    """Our YAML with absolute data_files; nothing is written outside `data` for them."""
+    config = yaml.safe_load(path.read_text())
+    options = config.setdefault("dataset_kwargs", {})
+    if "data_files" in options:
+        options["data_files"] = {split: str(data / name) for split, name in options["data_files"].items()}
+        options["cache_dir"] = str(data / "cache")
+    return config
+
+
+@contextmanager
+def _adapted(base: torch.nn.Module, adapter: Path | None) -> Iterator[torch.nn.Module]:
+    """The base with an adapter on it, which comes off again."""
+    if not adapter:
+        yield base
+        return
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is deprecated there
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        model = PeftModel.from_pretrained(base, str(adapter))
+    try:
+        yield model
+    finally:
+        model.unload()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """So that a result does not depend on where a cell runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness logs advice for its command line and draws a bar per task and step, with no switch for either.
+
+    Errors, and warnings that are raised as errors, come through; `run` has the one bar that tells something.
+    """
+    logger = getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@lru_cache(maxsize=1)
+def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
+    """Loaded once in the life of a worker; adapters come and go on it."""
+    return models.load_policy(policy)
+
+
+@lru_cache(maxsize=1)
+def _tasks(names: tuple[str, ...], data: Path) -> dict[str, Any]:
+    return load_tasks(names, data)
