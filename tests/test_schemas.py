@@ -72,7 +72,7 @@ def test_every_table_is_made_before_it_is_read():
         assert set(stage.reads) <= made
         made |= set(stage.makes)
     assert made == set(TABLES)
-    assert made_by("scores") == ("06_prompting", "09_multitask", "10_prefix_sensitivity")
+    assert made_by("scores") == ("06_prompting", "08_personal_models", "09_multitask", "10_prefix_sensitivity")
 
 
 @pytest.mark.parametrize("table", TABLES)
