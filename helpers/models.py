@@ -1,8 +1,9 @@
 """Loading policy, reward model and embedder from a folder or the hub, and sampling from the policy."""
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,24 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
         _keep_gradients_right(model)
     tokenizer = _tokenizer(path)
     return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+
+
+@contextmanager
+def adapted(base: torch.nn.Module, adapter: str | Path = "") -> Iterator[torch.nn.Module]:
+    """The base with an adapter on it, or bare if there is none; afterwards the base is as it was.
+
+    One loaded base serves all adapters of a run, one after the other.
+    """
+    if not adapter:
+        yield base
+        return
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is deprecated there
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    try:
+        yield model
+    finally:
+        model.unload()
 
 
 def resolve(path: str | Path) -> str:

@@ -127,7 +127,7 @@ STAGES: dict[str, Stage] = {
     "09_multitask": _stage("preferences prefixes folds", "policies scores"),
     "10_prefix_sensitivity": _stage("policies preferences prefixes retrieved folds", "scores"),
     "11_equity": _stage("personas scores"),
-    "12_generation": _stage("personas questions preferences prefixes folds policies scores",
+    "12_generation": _stage("personas preferences prefixes folds policies scores",
                             "generations winrates"),
     "13_alignment_tax": _stage("personas prefixes folds policies", "tax"),
     "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores "
