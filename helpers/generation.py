@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm.auto import tqdm
 
-from helpers import judging, models, scoring, settings
+from helpers import judging, models, prompts, scoring, settings
 from helpers.artifacts import atomic
 from helpers.config import Profile
 from helpers.judging import Match
@@ -85,7 +85,7 @@ def plan(asked: pd.DataFrame, contenders: Sequence[System], prefixes: pd.DataFra
 
 
 def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, seed: int, work: Path) -> pd.DataFrame:
-    """The `generations` table: one sampled answer to each planned prompt.
+    """The `generations` table: one sampled answer to each planned prompt, and the reward model's mark for it.
 
     adapters: policy_id -> folder; the base is in none. One loaded base serves them all; what a policy has
     answered is kept in `work` and not asked for again.
@@ -98,7 +98,9 @@ def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, se
             with models.adapted(loaded[0], adapters.get(policy_id, "")) as model, atomic(file) as part:
                 part.write_text(json.dumps(_sample(model, loaded[1], rows, cfg, seed)))
         parts.append(rows.assign(text=json.loads(file.read_text())))
-    return pd.concat(parts, ignore_index=True)[list(TABLES["generations"].columns)]
+    told = pd.concat(parts, ignore_index=True)
+    marks = models.load_reward(cfg.reward.path).score(told["prompt"].tolist(), told["text"].tolist())
+    return told.assign(reward=marks.astype(float))[list(TABLES["generations"].columns)]
 
 
 def judge(teacher: Teacher, generations: pd.DataFrame, personas: pd.DataFrame, asked: pd.DataFrame, cfg: Profile,
@@ -169,19 +171,22 @@ def _main_policies(policies: pd.DataFrame, cfg: Profile) -> pd.Series:
 
 
 def _sample(model, tokenizer, rows: pd.DataFrame, cfg: Profile, seed: int) -> list[str]:
-    size, prompts = cfg.generation, fitting(tokenizer, rows, cfg)
-    said = models.generate(model, tokenizer, prompts, n=1, temperature=size.temperature, top_p=1.0, seed=seed,
-                           max_new_tokens=size.max_new_tokens, batch=cfg.responses.batch)
+    """An answer ends where the policy goes on to ask the next question itself, as one of plain text may."""
+    size, asked = cfg.generation, fitting(tokenizer, rows, cfg)
+    heading = prompts.load(cfg.policy.templates, "respond_none").literals[0]  # "" in templates of chat models
+    said = models.generate(model, tokenizer, asked, n=1, temperature=size.temperature, top_p=1.0, seed=seed,
+                           max_new_tokens=size.max_new_tokens, batch=cfg.responses.batch,
+                           stop=f"\n{heading}" if heading else None)
     return [text.strip() for (text,) in said]
 
 
 def fitting(tokenizer, rows: pd.DataFrame, cfg: Profile) -> list[str]:
     """The prompts, head + tail; one too long for policy.max_length loses what it would lose when it is scored."""
-    prompts = list(zip(rows["head"], rows["tail"], strict=True))
-    room, none = cfg.policy.max_length - cfg.generation.max_new_tokens, [""] * len(prompts)
-    pairs = scoring.encode_pairs(tokenizer, prompts, none, none, room, cfg.prefixes.side)
+    both = list(zip(rows["head"], rows["tail"], strict=True))
+    room, none = cfg.policy.max_length - cfg.generation.max_new_tokens, [""] * len(both)
+    pairs = scoring.encode_pairs(tokenizer, both, none, none, room, cfg.prefixes.side)
     return [tokenizer.decode(pair.prompt, skip_special_tokens=True) if pair.lost or pair.cut else head + tail
-            for pair, (head, tail) in zip(pairs, prompts, strict=True)]
+            for pair, (head, tail) in zip(pairs, both, strict=True)]
 
 
 def _taken(counts: Mapping[tuple[str, str], int], axis: str) -> str:

@@ -81,8 +81,8 @@ def bradley_terry(wins: np.ndarray, draws: float = 1.0, tolerance: float = 1e-10
     """
     wins = wins + draws / 2 * (wins + np.swapaxes(wins, -1, -2) > 0)
     games, won = wins + np.swapaxes(wins, -1, -2), wins.sum(axis=-1)
-    logs = np.zeros(won.shape)
-    for _ in range(10_000):
+    logs, steps = np.zeros(won.shape), 10_000 if (won > 0).all() else 0
+    for _ in range(steps):
         odds = np.exp(logs)
         new = np.log(won / (games / (odds[..., :, None] + odds[..., None, :])).sum(axis=-1))
         new -= new.mean(axis=-1, keepdims=True)

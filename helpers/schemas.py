@@ -95,11 +95,11 @@ TABLES: dict[str, TableSpec] = {
         "logp_chosen:float logp_rejected:float n_chosen:int n_rejected:int correct:bool", kind=KINDS),
     "generations": _table(
         "system persona_id question_id",
-        "system persona_id question_id kind policy_id prefix text"),
+        "system persona_id question_id kind policy_id prefix text reward:float", kind=KINDS),
     "winrates": _table(
         "persona_id question_id system_a system_b shown_first",
         "persona_id question_id kind system_a system_b shown_first winner outcome explanation "
-        "model cost_usd:float", outcome=("clear", "tie", "unparsable")),
+        "model cost_usd:float", kind=KINDS, outcome=("clear", "tie", "unparsable")),
     "tax": _table(
         "task system persona_id",
         "task group system prefix persona_id policy_id accuracy:float low:float high:float n_items:int"),
