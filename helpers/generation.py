@@ -45,6 +45,8 @@ def systems(cfg: Profile, policies: pd.DataFrame) -> list[System]:
     usable = [name for name in available_prefixes(cfg) if name in trained]
     chosen = [name for name in cfg.generation.prefixes if name in usable and name != "none"]
     chosen = chosen or [name for name in usable if name != "none"][-1:]
+    if not chosen:
+        raise ValueError(f"no adapter was trained with a prefix, only {sorted(trained)}: add one to prefixes.names")
     found = [System("base_none", "", "none")]
     for name in chosen:
         found += [System(f"base_{name}", "", name), System(f"mt_{name}_removed", name, "none"),
@@ -103,9 +105,14 @@ def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, se
     return told.assign(reward=marks.astype(float))[list(TABLES["generations"].columns)]
 
 
-def judge(teacher: Teacher, generations: pd.DataFrame, personas: pd.DataFrame, asked: pd.DataFrame, cfg: Profile,
+def judge(teacher: Teacher | None, generations: pd.DataFrame, personas: pd.DataFrame, asked: pd.DataFrame, cfg: Profile,
           seed: int) -> pd.DataFrame:
-    """The `winrates` table: all answers to a person's question, in pairs, each pair in both orders."""
+    """The `winrates` table: all answers to a person's question, in pairs, each pair in both orders.
+
+    teacher: None where nobody knows the people (imported pairs); the table then has no rows.
+    """
+    if teacher is None:
+        return pd.DataFrame(columns=list(TABLES["winrates"].columns))
     texts = {_id(row): row.text for row in generations.itertuples()}
     forth = pairings(generations, personas, asked)
     back = [replace(match, shown_first=match.shown_second) for match in forth]

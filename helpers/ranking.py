@@ -1,6 +1,6 @@
 """Who wins? Win rates, a Bradley-Terry ranking and its agreement with accuracy, from judged pairs of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -48,9 +48,25 @@ def rates(matches: pd.DataFrame, **options) -> pd.DataFrame:
     shares = both.groupby(["system", "against"])[["ties", "disagreed"]].mean().reset_index()
     totals = both.groupby(["system", "against"])["correct"].sum().rename("won").reset_index()
     found = found.merge(shares).merge(totals)
-    bounds = [wilson(won, n, options.get("confidence", 0.95)) for won, n in zip(found["won"], found["n_pairs"], strict=True)]
-    low, high = zip(*bounds, strict=True)
-    return found.assign(rate=found["won"] / found["n_pairs"], wilson_low=low, wilson_high=high).drop(columns="won")
+    counts, confidence = zip(found["won"], found["n_pairs"], strict=True), options.get("confidence", 0.95)
+    bounds = np.array([wilson(won, n, confidence) for won, n in counts]).reshape(-1, 2)
+    found = found.assign(rate=found["won"] / found["n_pairs"], wilson_low=bounds[:, 0], wilson_high=bounds[:, 1])
+    return found.drop(columns="won")
+
+
+def layout(rates: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
+    """Win rates as the paper prints them, in percent: a row for each system, a column for each opponent.
+
+    rates: system, against, rate; optional low and high, which follow in brackets. labels: system -> heading, in
+    their order. The last column is the plain mean of the row.
+    """
+    cells = rates.set_index(["system", "against"])
+    table = []
+    for a, heading in labels.items():
+        met = [cells.loc[(a, b)] if (a, b) in cells.index else None for b in labels]
+        mean = np.mean([cell["rate"] for cell in met if cell is not None])
+        table.append([heading, *(map(_percent, met)), f"{100 * mean:.0f}"])
+    return pd.DataFrame(table, columns=["row beats column", *labels.values(), "average"])
 
 
 def average(matches: pd.DataFrame, system: str, rivals: Sequence[str] = (), **options) -> stats.Estimate:
@@ -95,8 +111,8 @@ def bradley_terry(wins: np.ndarray, draws: float = 1.0, tolerance: float = 1e-10
 def strengths(matches: pd.DataFrame, draws: float = 1.0, **options) -> pd.DataFrame:
     """The ranking, best first: system, estimate (log-odds, mean 0), low, high, n_people; people are drawn."""
     names, table = _by_person(matches)
-    flat, size = table.reshape(len(table), -1), len(names)
-    rows = []
+    size, rows = len(names), []
+    flat = table.reshape(len(table), size * size)
     for i, name in enumerate(names):
         found = stats.resample(
             flat, lambda v, i=i: bradley_terry(v.sum(axis=-2).reshape(*v.shape[:-2], size, size), draws, 1e-6)[..., i],
@@ -123,6 +139,15 @@ def rank_correlation(scores: pd.DataFrame, matches: pd.DataFrame, **options) -> 
     points = pd.DataFrame({"system": names, "accuracy": rates[0], "win_rate": rates[1]})
     found = stats.resample(values, lambda drawn: _spearman(*_two_rates(drawn, len(names))), **options)
     return found, points.sort_values("accuracy", ignore_index=True)
+
+
+def _percent(cell: pd.Series | None) -> str:
+    if cell is None:
+        return "–"
+    found = f"{100 * cell['rate']:.0f}"
+    if np.isnan(cell.get("low", np.nan)):
+        return found
+    return f"{found} [{100 * cell['low']:.0f}, {100 * cell['high']:.0f}]"
 
 
 def _by_person(matches: pd.DataFrame) -> tuple[list[str], np.ndarray]:

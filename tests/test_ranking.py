@@ -56,6 +56,22 @@ def test_a_group_too_small_for_an_interval_keeps_its_rate():
         ranking.rates(matches([1, 0.5], people=2), **OPTIONS)
 
 
+def test_without_matches_there_are_no_rates_and_no_ranking():
+    nothing = ranking.decide(judged())
+    assert ranking.rates(nothing, **OPTIONS).empty
+    assert ranking.strengths(nothing, **OPTIONS).empty
+
+
+def test_layout_is_that_of_table_3():
+    rows = [("x", "y", 0.625, 0.5, 0.75), ("y", "x", 0.375, 0.25, 0.5), ("x", "z", 1, 1, 1), ("z", "x", 0, 0, 0)]
+    rates = pd.DataFrame(rows, columns=["system", "against", "rate", "low", "high"])
+    table = ranking.layout(rates, {"x": "MT T", "y": "base F"})
+    assert table.to_numpy().tolist() == [["MT T", "–", "62 [50, 75]", "62"], ["base F", "38 [25, 50]", "–", "38"]]
+    assert list(table.columns) == ["row beats column", "MT T", "base F", "average"]
+    plain = ranking.layout(rates.drop(columns=["low", "high"]), {"x": "X", "z": "Z"})
+    assert plain.to_numpy().tolist() == [["X", "–", "100", "100"], ["Z", "0", "–", "0"]]
+
+
 def test_the_average_counts_every_opponent_once():
     # against y 1 of 1; against z 0 + .5 of 2 = .25: average .625 (over the three matches it would be .5)
     both = pd.concat([matches([1], people=5), matches([0, 0.5], b="z", people=5)])
