@@ -7,11 +7,13 @@ A system is a policy (the base, or an adapter trained on other people) with a pr
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+import joblib
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -89,19 +91,22 @@ def plan(asked: pd.DataFrame, contenders: Sequence[System], prefixes: pd.DataFra
 def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, seed: int, work: Path) -> pd.DataFrame:
     """The `generations` table: one sampled answer to each planned prompt, and the reward model's mark for it.
 
-    adapters: policy_id -> folder; the base is in none. One loaded base serves them all; what a policy has
-    answered is kept in `work` and not asked for again.
+    adapters: policy_id -> folder; the base is in none. A policy is one unit of work, in one thread; what it has
+    answered is kept in `work` and not asked for again. A worker loads one base for all its adapters.
     """
-    parts, loaded = [], None
-    for policy_id, rows in tqdm(planned.groupby("policy_id"), desc="answering", unit="policy"):
-        file = work / f"{policy_id}.json"
-        if not file.exists():
-            loaded = loaded or models.load_policy(cfg.policy)
-            with models.adapted(loaded[0], adapters.get(policy_id, "")) as model, atomic(file) as part:
-                part.write_text(json.dumps(_sample(model, loaded[1], rows, cfg, seed)))
-        parts.append(rows.assign(text=json.loads(file.read_text())))
-    told = pd.concat(parts, ignore_index=True)
-    marks = models.load_reward(cfg.reward.path).score(told["prompt"].tolist(), told["text"].tolist())
+    parts = {policy_id: rows for policy_id, rows in planned.groupby("policy_id")}
+    files = {policy_id: work / f"{policy_id}.json" for policy_id in parts}
+    jobs = [joblib.delayed(_answer_all)(rows, adapters.get(policy_id, ""), cfg, seed, files[policy_id])
+            for policy_id, rows in parts.items() if not files[policy_id].exists()]
+    threads = {"inner_max_num_threads": 1} if cfg.training.executor == "loky" else {}
+    with joblib.parallel_config(cfg.training.executor, n_jobs=cfg.training.workers, **threads):
+        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
+        for _ in tqdm(done, total=len(jobs), desc="answering", unit="policy"):
+            pass
+    told = [rows.assign(text=json.loads(files[policy_id].read_text())) for policy_id, rows in parts.items()]
+    told = pd.concat(told, ignore_index=True)
+    with models.one_thread():
+        marks = models.load_reward(cfg.reward.path).score(told["prompt"].tolist(), told["text"].tolist())
     return told.assign(reward=marks.astype(float))[list(TABLES["generations"].columns)]
 
 
@@ -175,6 +180,18 @@ def _main_policies(policies: pd.DataFrame, cfg: Profile) -> pd.Series:
     """Which rows are the multitask adapters of the stratified folds, of the first training seed."""
     return ((policies["method"] == "mt") & (policies["scheme"] == "stratified")
             & (policies["seed"] == cfg.training.seeds[0]))
+
+
+def _answer_all(rows: pd.DataFrame, adapter: str | Path, cfg: Profile, seed: int, file: Path) -> None:
+    base, tokenizer = _base(cfg.policy)
+    with models.one_thread(), models.adapted(base, adapter) as model, atomic(file) as part:
+        part.write_text(json.dumps(_sample(model, tokenizer, rows, cfg, seed)))
+
+
+@lru_cache(maxsize=1)
+def _base(policy) -> tuple:
+    """Loaded once in the life of a worker."""
+    return models.load_policy(policy)
 
 
 def _sample(model, tokenizer, rows: pd.DataFrame, cfg: Profile, seed: int) -> list[str]:

@@ -61,6 +61,17 @@ def adapted(base: torch.nn.Module, adapter: str | Path = "") -> Iterator[torch.n
         model.unload()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So that a result does not depend on where it is computed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def resolve(path: str | Path) -> str:
     """A folder relative to the repository or absolute, or else a hub name ("owner/model").
 

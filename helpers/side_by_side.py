@@ -30,7 +30,7 @@ def explain(generations: pd.DataFrame, asked: pd.DataFrame, prefix: str, prefixe
     for policy_id, rows in told.groupby("policy_id"):
         both = [settings.ask(rows, prefixes, name, cfg.policy.templates) for name in (prefix, "none")]
         prompts = [list(zip(part["head"], part["tail"], strict=True)) for part in both]
-        with models.adapted(base, adapters.get(policy_id, "")) as model:
+        with models.one_thread(), models.adapted(base, adapters.get(policy_id, "")) as model:
             words = [word_deltas(model, tokenizer, *pair, text, cfg.policy, cfg.prefixes.side)
                      for *pair, text in zip(*prompts, rows["text"], strict=True)]
         parts.append(rows.assign(words=words))

@@ -11,7 +11,9 @@ from helpers.schemas import check
 from helpers.world.facts import load_world
 
 PEOPLE = [("p01", "Mara Venn"), ("p02", "Tobin Askel"), ("p03", "Ilse Corran"), ("p04", "Nobody Known")]
-CFG = load_profile("smoke", ["generation.people=0", "generation.rivals=[none, tag]", "generation.max_new_tokens=6"])
+CFG = load_profile("smoke", [
+    "generation.people=0", "generation.rivals=[none, tag]", "generation.max_new_tokens=6",
+    "training.executor=sequential", "training.workers=1"])
 NAMES = ["base_none", "base_persona_gpt4", "mt_persona_gpt4_removed", "mt_persona_gpt4", "mt_none", "mt_tag"]
 
 
@@ -142,7 +144,7 @@ def test_answers_are_seeded_kept_and_written_by_their_own_policy(cfg, adapters, 
     base = told["policy_id"] == "base"
     assert told.loc[base, "text"].tolist() == other.loc[base, "text"].tolist()  # though adapters came and went
     assert (told.loc[~base, "text"] != other.loc[~base, "text"]).mean() > 0.9
-    monkeypatch.setattr(models, "load_policy", None)  # what was answered is not asked for again
+    monkeypatch.setattr(generation, "_base", None)  # what was answered is not asked for again
     again = generation.answer(plan, adapters, cfg, 1, tmp_path)
     pd.testing.assert_frame_equal(again.sort_values(["system", "persona_id", "question_id"], ignore_index=True), told)
 
