@@ -126,18 +126,21 @@ def rank_correlation(scores: pd.DataFrame, matches: pd.DataFrame, **options) -> 
     """Spearman's rho over systems between accuracy on given pairs and win rate of own answers; people drawn.
 
     scores: system, persona_id, correct. Only people and systems that both have count. Also returns the points:
-    system, accuracy, win_rate. Raises NoEstimate for fewer than MIN_SYSTEMS systems.
+    system, accuracy, win_rate. Raises NoEstimate for fewer than MIN_SYSTEMS systems; with few="blank" (see
+    stats.resample) rho is NaN there instead.
     """
     both = [frame.groupby(["persona_id", "system"])["correct"].agg(["sum", "count"]).unstack()
             for frame in (scores, sides(matches))]
     names = sorted(set(both[0]["sum"]) & set(both[1]["sum"]))
-    if len(names) < MIN_SYSTEMS:
+    enough = len(names) >= MIN_SYSTEMS
+    if not enough and options.get("few") != "blank":
         raise stats.NoEstimate(f"{len(names)} systems have both accuracy and win rate; {MIN_SYSTEMS} are needed")
     parts = [frame[column][names] for frame in both for column in ("sum", "count")]
     values = pd.concat(parts, axis=1, join="inner").dropna().to_numpy(dtype=float)
     rates = _two_rates(values, len(names))
     points = pd.DataFrame({"system": names, "accuracy": rates[0], "win_rate": rates[1]})
-    found = stats.resample(values, lambda drawn: _spearman(*_two_rates(drawn, len(names))), **options)
+    found = (stats.resample(values, lambda drawn: _spearman(*_two_rates(drawn, len(names))), **options)
+             if enough else stats.Estimate(np.nan, np.nan, np.nan, len(values)))
     return found, points.sort_values("accuracy", ignore_index=True)
 
 

@@ -179,3 +179,6 @@ def test_rank_correlation_needs_systems_and_takes_only_those_that_both_have():
     scores = accuracies({"a": 4, "b": 3, "c": 2, "e": 1})
     with pytest.raises(stats.NoEstimate, match="3 systems have both"):
         ranking.rank_correlation(scores, tournament(["a", "b", "c", "d"]), **OPTIONS)
+    found, points = ranking.rank_correlation(scores, tournament(["a", "b", "c", "d"]), few="blank", **OPTIONS)
+    assert np.isnan(found.estimate)
+    assert (found.n_people, sorted(points["system"])) == (6, ["a", "b", "c"])
