@@ -96,7 +96,8 @@ Vpl = _section(
     "Vpl", shots=tuple[Count, ...], hidden=Count, latent=Count, kl_weight=NonNegative, kl_warmup=Share,
     learning_rate=Positive, as_released=bool)
 Generation = _section(
-    "Generation", prefixes=tuple[Prefix, ...], people=Whole, temperature=NonNegative, max_new_tokens=Count)
+    "Generation", prefixes=tuple[Prefix, ...], rivals=tuple[Prefix, ...], people=Whole,
+    temperature=NonNegative, max_new_tokens=Count, shown=Whole)
 Tax = _section(
     "Tax", tasks=tuple[str, ...], prefixes=tuple[Prefix, ...], people=Count, limit=Whole)
 Stats = _section("Stats", n_boot=Count, confidence=Annotated[float, Field(gt=0.5, lt=1)], min_people=Count)

@@ -114,6 +114,16 @@ def request(matches: list[Match], texts: dict[str, str], ask: int) -> Request:
     return Request(messages, Verdicts, "judge", seed=ask)
 
 
+def compare(teacher: Teacher, matches: list[Match], texts: dict[str, str], cfg, seed: int, desc: str) -> list[Match]:
+    """Put any matches to the judge as they are; a tie is an answer here, only an unparsable one is asked again.
+
+    texts: response id -> text, as for `request`. To have a pair judged in both orders, compare twice: the
+    judge is then never shown a pair beside its own mirror image. Returns the matches, filled in.
+    """
+    _settle(teacher, matches, texts, cfg, seed, desc, again=("unparsable",))
+    return matches
+
+
 def label(comparisons: pd.DataFrame, questions: pd.DataFrame, responses: pd.DataFrame, cfg,
           seed: int) -> pd.DataFrame:
     """The `preferences` table: chosen is the winner of the final, rejected by `judge.rejected`.
@@ -151,8 +161,9 @@ def _match(base: Match, number: int, a: str, b: str, seed: int) -> Match:
                    winner="", outcome="", explanation="", cost_usd=0.0)
 
 
-def _settle(teacher: Teacher, matches: list[Match], texts: dict, cfg, seed: int, desc: str) -> None:
-    """Ask until every match has a winner or was asked `judge.max_asks` times."""
+def _settle(teacher: Teacher, matches: list[Match], texts: dict, cfg, seed: int, desc: str,
+            again: tuple[str, ...] = ("tie", "unparsable")) -> None:
+    """Ask until no match has an outcome in `again`, or each was asked `judge.max_asks` times."""
     size, open_ = cfg.judge.pairs_per_request, list(matches)
     Random(f"{seed} packing {desc}").shuffle(open_)
     for ask in range(cfg.judge.max_asks if matches else 0):
@@ -161,7 +172,7 @@ def _settle(teacher: Teacher, matches: list[Match], texts: dict, cfg, seed: int,
         for batch, answer in zip(batches, answers, strict=True):
             for match, verdict in zip(batch, _verdicts(answer, len(batch)), strict=True):
                 match.take(verdict, answer.cost_usd / len(batch))
-        open_ = [match for match in open_ if not match.winner]
+        open_ = [match for match in open_ if match.outcome in again]
 
 
 def _verdicts(answer: Answer, n: int) -> list[Verdict | None]:

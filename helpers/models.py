@@ -66,6 +66,34 @@ def peft_quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def adapted(base: torch.nn.Module, adapter: str | Path = "") -> Iterator[torch.nn.Module]:
+    """The base with an adapter on it, or bare if there is none; afterwards the base is as it was.
+
+    One loaded base serves all adapters of a run, one after the other.
+    """
+    if not adapter:
+        yield base
+        return
+    with peft_quiet():
+        model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    try:
+        yield model
+    finally:
+        model.unload()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So that a result does not depend on where it is computed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def resolve(path: str | Path) -> str:
     """A folder relative to the repository or absolute, or else a hub name ("owner/model").
 

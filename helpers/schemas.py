@@ -101,11 +101,11 @@ TABLES: dict[str, TableSpec] = {
         "logp_chosen:float logp_rejected:float n_chosen:int n_rejected:int correct:bool", kind=KINDS),
     "generations": _table(
         "system persona_id question_id",
-        "system persona_id question_id kind policy_id prefix text"),
+        "system persona_id question_id kind policy_id prefix text reward:float", kind=KINDS),
     "winrates": _table(
         "persona_id question_id system_a system_b shown_first",
         "persona_id question_id kind system_a system_b shown_first winner outcome explanation "
-        "model cost_usd:float", outcome=("clear", "tie", "unparsable")),
+        "model cost_usd:float", kind=KINDS, outcome=("clear", "tie", "unparsable")),
     "tax": _table(
         "task system trained_prefix prefix persona_id policy_id",
         "task group system trained_prefix prefix persona_id policy_id accuracy:float low:float high:float "
@@ -134,7 +134,7 @@ STAGES: dict[str, Stage] = {
     "09_multitask": _stage("personas preferences prefixes folds", "policies scores"),
     "10_prefix_sensitivity": _stage("policies preferences prefixes retrieved folds", "scores"),
     "11_equity": _stage("personas scores"),
-    "12_generation": _stage("personas questions preferences prefixes folds policies scores",
+    "12_generation": _stage("personas preferences prefixes folds policies scores",
                             "generations winrates"),
     "13_alignment_tax": _stage("personas prefixes folds policies", "tax"),
     "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores "

@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,7 +99,7 @@ def write_pool(asked: pd.DataFrame, policy: Any, side: str, path: Path) -> Path:
     asked: preferences with head and tail, prefix none.
     """
     if not path.exists():
-        with _one_thread():
+        with models.one_thread():
             table = vpl.features(*_base(policy), asked, policy.max_length, policy.dtype, side)
         table.to_parquet(path, index=False)
     return path
@@ -111,7 +110,7 @@ def run_cell(cell: Cell) -> dict:
     started, part = time.perf_counter(), cell.out.with_name(f"{cell.out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
-        with _one_thread():
+        with models.one_thread():
             facts = _train_and_score(cell, part)
     except BaseException:
         _base.cache_clear()  # it may carry half an adapter
@@ -326,14 +325,3 @@ def _work(cell: Cell) -> int:
     passes = 0 if cell.train is None else 3 * cell.training.epochs
     read = [cell.score] + [cell.train] * passes
     return sum(int(rows["head"].str.len().sum() + rows["tail"].str.len().sum()) for rows in read)
-
-
-@contextmanager
-def _one_thread():
-    """So that a result does not depend on where a cell runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from helpers.artifacts import MissingTable, RunError, atomic, open_run
-from helpers.schemas import TABLES, SchemaError
+from helpers.schemas import DTYPES, TABLES, SchemaError
 
 
 def folds(*people, fold=0):
@@ -44,6 +44,15 @@ def test_lists_survive_the_file(store):
     store.write("prefixes", pd.DataFrame([row, row | {"prefix": "tag", "shots": []}]))
     assert store.read("prefixes").shots.tolist() == [["a", "b"], []]
     assert store.read("prefixes").text[0] == "é"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_without_rows_keeps_its_schema(store, table):
+    store.write(table, pd.DataFrame(columns=list(TABLES[table].columns)))
+    found = store.read(table)
+    assert found.empty
+    expected = {name: DTYPES[kind].pandas for name, kind in TABLES[table].columns.items()}
+    assert found.dtypes.astype(str).to_dict() == expected
 
 
 def test_a_table_that_breaks_its_schema_is_not_written(store):

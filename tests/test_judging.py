@@ -103,6 +103,16 @@ def test_results_do_not_depend_on_the_size_of_a_batch():
     pd.testing.assert_frame_equal(small.drop(columns="cost_usd"), large.drop(columns="cost_usd"))
 
 
+def test_any_matches_can_be_compared_and_then_a_tie_is_an_answer():
+    games = [judging.Match("p01", "Ada", f"q{i}", "What?", 0, f"a{i}", f"b{i}", f"b{i}") for i in range(3)]
+    texts = {f"{side}{i}": f"{side}{i}" for side in "ab" for i in range(3)}
+    odd = {"b1": None, "b2": "broken"}
+    fixed = Fixed(lambda a, b, ask: odd.get(a, "judge"))
+    done = judging.compare(fixed, games, texts, judge_cfg(pairs_per_request=1), 1, "comparing")
+    assert [(m.winner, m.outcome, m.asks) for m in done] == [
+        ("a0", "clear", 1), ("", "tie", 1), ("", "unparsable", 3)]
+
+
 def test_a_tie_is_asked_again_and_a_lasting_one_leaves_the_question_open():
     once = judging.judge(Fixed(lambda a, b, ask: None if ask == 0 else "judge"), *tables(), CFG, seed=1)
     assert set(once["asks"]) == {2}

@@ -75,6 +75,22 @@ def test_padding_changes_nothing(loaded):
     assert together == [sample(loaded, [prompt], n=1, temperature=0)[0] for prompt in prompts]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's
+def test_an_adapter_comes_and_goes(policy, tmp_path):
+    model, _ = models.load_policy(policy)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(models.load_policy(policy)[0], lora).save_pretrained(tmp_path)
+    ids, fresh = torch.arange(12)[None], models.load_policy(policy)[0]
+    with torch.inference_mode():
+        plain = fresh(ids).logits
+        with models.adapted(model, tmp_path) as adapted:
+            assert not adapted.training
+            assert not torch.allclose(adapted(ids).logits, plain)
+        assert torch.equal(model(ids).logits, plain)
+        with models.adapted(model) as bare:
+            assert bare is model
+
+
 def test_reward_reads_question_and_answer(tmp_path):
     torch.manual_seed(0)
     tokenizer, end = make_tokenizer(), 0
