@@ -1,18 +1,15 @@
-"""What a reader sees: one theme, stamped figures, raw records, tables, a helper's source, the report."""
+"""What a reader of a notebook sees: one theme, stamped figures, raw records, tables, a helper's source."""
 
-import base64
 import inspect
 import textwrap
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import yaml
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -21,8 +18,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from helpers import DATA, ROOT
-from helpers.artifacts import Store, atomic
+from helpers import ROOT
+from helpers.artifacts import Store
 
 PREFIX_COLORS = {  # Okabe and Ito's palette: the same colour for the same prefix everywhere
     "none": "#7F7F7F", "tag": "#CC79A7", "vpl": "#F0E442", "few_shot": "#E69F00", "persona": "#56B4E9",
@@ -40,10 +37,13 @@ VERDICTS = {  # colour and marker, so that neither is needed alone
     "reproduced": ("#00795C", "o"), "not reproduced": ("#B3401B", "X"), "inconclusive": ("#5F5F5F", "D"),
 }
 INK, BLUE = "#222222", "#0072B2"
+WORLD = "simulated world"
+_captions = {"before": ""}  # what `theme` puts before every caption
 
 
-def theme() -> None:
-    """Set the one look of every figure."""
+def theme(store: Store | None = None) -> None:
+    """Set the one look of every figure; with a run of the little world, its words go before every table's caption."""
+    _captions["before"] = WORLD if store and store.profile.simulated else ""
     look = {"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E6E6E6",
             "axes.edgecolor": "#888888", "hatch.linewidth": 0.6}
     sns.set_theme(style="whitegrid", palette=list(PREFIX_COLORS.values()), font_scale=0.85, rc=look)
@@ -54,7 +54,7 @@ def stamp(fig: Figure, store: Store, n: int | str) -> Figure:
 
     n: the number of people, or a text such as "n = 40 questions, no intervals".
     """
-    world = "simulated world · " if store.profile.simulated else ""
+    world = f"{WORLD} · " if store.profile.simulated else ""
     drawn = f"n = {n} people · intervals {store.profile.stats.confidence:.0%}, people resampled"
     text = f"{world}run {store.name} · {n if isinstance(n, str) else drawn}"
     pad = 0.28 / fig.get_figheight()
@@ -105,47 +105,41 @@ def equity_scatter(points: pd.DataFrame, notes: Mapping[str, str] | None = None)
     points: columns prefix, persona_id, untrained, trained. notes: {prefix: text in its panel}, such as r.
     """
     names = _ordered("prefix", points.prefix)
-    n_cols = min(4, len(names))
-    n_rows = -(-len(names) // n_cols)
-    size = (2.6 * n_cols, 2.8 * n_rows)
-    fig, axes = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, layout="constrained")
-    for ax, name in zip(axes.flat, names, strict=False):
-        chosen = points[points.prefix == name]
+    grid = sns.relplot(
+        points, x="untrained", y="trained", col="prefix", col_order=names, col_wrap=min(4, len(names)), height=2.7,
+        hue="prefix", palette=PREFIX_COLORS, legend=False, s=26, facet_kws={"xlim": (0, 1.02), "ylim": (0, 1.02)})
+    for name, ax in grid.axes_dict.items():
         ax.axline((0.5, 0.5), slope=1, color=INK, ls="--", lw=1)
-        ax.scatter(chosen.untrained, chosen.trained, s=22, color=PREFIX_COLORS[name], edgecolor="w", lw=0.5)
-        ax.set(title=name.replace("_", " "), xlim=(0, 1.02), ylim=(0, 1.02))
         ax.text(0.97, 0.04, (notes or {}).get(name, ""), transform=ax.transAxes, fontsize=8, ha="right")
-        ax.set_xlabel("accuracy, untrained", fontsize=8)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy, trained", fontsize=8)
-    for ax in axes.flat[len(names):]:
-        ax.set_visible(False)
-    return fig
+        ax.set_title(name.replace("_", " "))
+    return grid.set_axis_labels("accuracy, untrained", "accuracy, trained").figure
 
 
-def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.0) -> Figure:
+def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.0, hue: str | None = None) -> Figure:
     """One line a row: estimate and interval, the paper's value hollow, the claim's side shaded.
 
     table: `label`, estimate, low, high; optional n_people, verdict (colour and marker), prefix (colour),
-    paper_value, side_low, side_high. zero: where the dashed line stands.
+    paper_value, side_low, side_high. zero: where the dashed line stands. hue: a column, such as the run, whose
+    values lie close together below one label.
     """
-    fig, ax = plt.subplots(figsize=(9, max(2.4, 1.5 + 0.33 * len(table))), layout="constrained")
+    labels, hues = list(dict.fromkeys(table[label])), list(dict.fromkeys(table[hue])) if hue else [None]
+    step = 0.8 / len(hues)
+    fig, ax = plt.subplots(figsize=(9, max(2.4, 1.5 + (0.21 + 0.12 * len(hues)) * len(labels))), layout="constrained")
     drawn = table[["low", "high", *({"paper_value"} & set(table))]].to_numpy(dtype=float).ravel()
     drawn = drawn[~np.isnan(drawn)]
     left, right = min(drawn, default=0) - 0.05, max(drawn, default=1) + 0.05
-    for y, row in enumerate(table.to_dict("records")):
-        _forest_line(ax, y, row, left, right)
+    for row in table.to_dict("records"):
+        y = labels.index(row[label])
+        _side(ax, y, row, left, right)
+        _forest_line(ax, y + (hues.index(row.get(hue)) - (len(hues) - 1) / 2) * step, y, row)
     if zero is not None:
         ax.axvline(zero, color=INK, ls="--", lw=1)
-    for verdict, (color, marker) in VERDICTS.items() if "verdict" in table else ():
-        ax.plot([], [], marker, color=color, ls="", label=verdict)
-    if "paper_value" in table:
-        ax.plot([], [], "o", mfc="white", mec=INK, ls="", label="paper")
-        fig.legend(loc="outside upper center", ncols=4, frameon=False)
-    counts = [f"  (n={n})" for n in table.n_people] if "n_people" in table else [""] * len(table)
-    ax.set_yticks(range(len(table)), [f"{text}{n}" for text, n in zip(table[label], counts, strict=True)])
-    ax.set(xlabel=xlabel, xlim=(left, right), ylim=(len(table) - 0.4, -0.6))
+    counts = table.groupby(label)["n_people"].max().to_dict() if "n_people" in table else {}
+    ticks = [str(text) + (f"  (n={counts[text]})" if counts else "") for text in labels]
+    ax.set_yticks(range(len(labels)), ticks)
+    ax.set(xlabel=xlabel, xlim=(left, right), ylim=(len(labels) - 0.4, -0.6))
     ax.grid(False, axis="y")
+    _forest_legend(fig, ax, table, hue)
     return fig
 
 
@@ -160,8 +154,12 @@ def records(df: pd.DataFrame, n: int = 2) -> None:
         print("-" * (width + 99))
 
 
-def table(df: pd.DataFrame, caption: str = "") -> Styler:
-    """The rows as an HTML table with every text escaped; verdicts in their colours."""
+def table(df: pd.DataFrame, caption: str = "", ours: bool = True) -> Styler:
+    """The rows as an HTML table with every text escaped; verdicts in their colours.
+
+    ours: False for the paper's own numbers, which do not come from a simulated world.
+    """
+    caption = " · ".join(filter(None, [_captions["before"] if ours else "", caption]))
     flat = df.map(lambda v: ", ".join(map(str, v)) if isinstance(v, list | np.ndarray) else v)
     styled = flat.style.format(precision=3, escape="html", na_rep="–").format_index(escape="html", axis=1)
     styled = styled.hide(axis="index").set_caption(escape(caption)).set_properties(**{"text-align": "left"})
@@ -178,38 +176,6 @@ def source(fn: object) -> HTML:
     return HTML(f"<div><small>{escape(str(where))}, line {line}</small>{body}</div>")
 
 
-def in_order(claims: pd.DataFrame) -> pd.DataFrame:
-    """The claims as data/paper/claims.yaml lists them, not by the alphabet of their ids."""
-    listed = yaml.safe_load((DATA / "paper" / "claims.yaml").read_text())
-    order = {entry["claim_id"]: i for i, entry in enumerate(listed)}
-    return claims.sort_values("claim_id", key=lambda ids: ids.map(order), ignore_index=True)
-
-
-def report(store: Store) -> Path:
-    """Write report.html, one file that needs no other: claims, figures, links to notebooks, provenance."""
-    facts = store.log()
-    stages = facts.pop("stages")
-    facts.pop("profile", None)  # shown from the store
-    loader = jinja2.FileSystemLoader(DATA / "templates")
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page.filters["flat"] = _flat
-    html = page.get_template("report.html.j2").render(
-        run=store.name,
-        profile=store.profile,
-        claims=in_order(store.read("claims")).to_dict("records") if store.has("claims") else [],
-        absent=stages.get("15_claims", {}).get("not_applicable", []),
-        verdicts=VERDICTS,
-        figures=[(path.stem, _embedded(path)) for path in sorted((store.path / "figures").glob("*.png"))],
-        notebooks=_notebooks(store.path),
-        stages=stages,
-        facts=facts,
-    )
-    path = store.path / "report.html"
-    with atomic(path) as file:
-        file.write_text(html, encoding="utf-8")
-    return path
-
-
 def _ordered(column: str, values: pd.Series) -> list:
     """The column's values in the order in which they are always drawn."""
     orders = {"prefix": PREFIX_ORDER, "setting": tuple(SETTINGS), "kind": ("personal", "divergent")}
@@ -218,15 +184,30 @@ def _ordered(column: str, values: pd.Series) -> list:
     return [value for value in known if value in found] + [value for value in found if value not in known]
 
 
-def _forest_line(ax: plt.Axes, y: int, row: dict, left: float, right: float) -> None:
-    """One row of a forest; the side's shade ends at the frame."""
-    color, marker = VERDICTS.get(row.get("verdict"), (PREFIX_COLORS.get(row.get("prefix"), INK), "o"))
+def _side(ax: plt.Axes, y: int, row: dict, left: float, right: float) -> None:
+    """The shade of a claim's side, which ends at the frame."""
     if "side_low" in row:
         low, high = max(row["side_low"], left), min(row["side_high"], right)
-        ax.barh(y, high - low, left=low, height=0.8, color="#DDEFE8", lw=0)
+        ax.barh(y, high - low, left=low, height=0.8, color="#DDEFE8", lw=0, zorder=0.5)
+
+
+def _forest_line(ax: plt.Axes, y: float, paper_y: float, row: dict) -> None:
+    """One row of a forest: the interval with its estimate, and the paper's value."""
+    color, marker = VERDICTS.get(row.get("verdict"), (PREFIX_COLORS.get(row.get("prefix"), INK), "o"))
     ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
-    ax.plot(row["estimate"], y, marker, color=color, ms=7)
-    ax.plot(row.get("paper_value", np.nan), y, "o", mfc="white", mec=INK, ms=6, zorder=3)
+    ax.plot(row["estimate"], y, marker, color=color, ms=7 if y == paper_y else 5)
+    ax.plot(row.get("paper_value", np.nan), paper_y, "o", mfc="white", mec=INK, ms=6, zorder=3)
+
+
+def _forest_legend(fig: Figure, ax: plt.Axes, table: pd.DataFrame, hue: str | None) -> None:
+    for verdict, (color, marker) in VERDICTS.items() if "verdict" in table else ():
+        ax.plot([], [], marker, color=color, ls="", label=verdict)
+    for prefix in _ordered(hue, table[hue]) if hue == "prefix" else ():
+        ax.plot([], [], "o", color=PREFIX_COLORS[prefix], ls="", label=_label(hue, prefix))
+    if "paper_value" in table:
+        ax.plot([], [], "o", mfc="white", mec=INK, ls="", label="paper")
+    if named := ax.get_legend_handles_labels()[1]:
+        fig.legend(loc="outside upper center", ncols=min(6, len(named)), frameon=False)
 
 
 def _bars(ax: plt.Axes, rows: pd.DataFrame, x: str, hue: str | None, color: str) -> None:
@@ -288,21 +269,3 @@ def _label(column: str, value: object) -> str:
     if column == "trained":
         return "person seen in training" if value else "unseen person"
     return SETTINGS[value][0] if column == "setting" and value in SETTINGS else str(value).replace("_", " ")
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _notebooks(run: Path) -> list[tuple[str, str]]:
-    """(stem, link relative to the report) of the executed notebooks, as HTML where there is one."""
-    files = [path for suffix in ("ipynb", "html") for path in (run / "notebooks").glob(f"*.{suffix}")]
-    found = {path.stem: path for path in files}
-    return [(stem, path.relative_to(run).as_posix()) for stem, path in sorted(found.items())]
-
-
-def _flat(value: object, above: str = "") -> list[tuple[str, str]]:
-    """Nested facts as (dotted name, text) rows."""
-    if not isinstance(value, Mapping):
-        return [(above, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
-    return [row for key, inner in value.items() for row in _flat(inner, f"{above}.{key}".strip("."))]

@@ -18,7 +18,7 @@ def scored(words: str, rights: list[list[int]], **columns) -> pd.DataFrame:
         for k, right in enumerate(pairs)
     ]
     fixed = {"method": method, "prefix": prefix, "kind": kind, "setting": setting, "fold": 0, "seed": 0}
-    return pd.DataFrame(rows).assign(**fixed, trained=False).assign(**columns)
+    return pd.DataFrame(rows).assign(**fixed, variant="main", trained=False).assign(**columns)
 
 
 def people(n: int, **demographics) -> pd.DataFrame:
