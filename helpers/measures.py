@@ -149,7 +149,7 @@ def wins(bench: Bench, cells: Sequence[str]) -> Estimate:
 
 
 def tax_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
-    """Accuracy on a group of tasks, first system minus second, as "system group"; a point per person."""
+    """Accuracy on a group of tasks, first system minus second; a point per person."""
     a, b = (_taxed(bench, *cell.split()) for cell in cells)
     return _over_people(a - b, bench)
 
@@ -234,15 +234,16 @@ def _widest(gaps: list[Estimate]) -> Estimate:
     return Estimate(*(max(column) for column in zip(*sizes, strict=True)))
 
 
-def _taxed(bench: Bench, system: str, group: str) -> pd.Series:
-    """Accuracy per person, the mean over the group's tasks; of a system without people one number for everybody."""
+def _taxed(bench: Bench, system: str, trained: str, prefix: str, group: str) -> pd.Series:
+    """Accuracy per person, the mean over the group's tasks; without a person in front one number for everybody."""
     tax = bench.table("tax")
-    rows = tax[(tax.system == system) & (tax.group == group)]
+    rows = tax[(tax.system == system) & (tax.prefix == prefix) & (tax.group == group)]
+    rows = rows[(rows.system == "base") | (rows.trained_prefix == trained)]
     if rows.empty:
-        raise Missing(f"no {group} tasks of {system}")
+        raise Missing(f"no {group} tasks of {system} trained with {trained}, prefix {prefix}")
     of_person = rows.groupby(["persona_id", "task"])["accuracy"].mean().groupby("persona_id").mean()
-    people = sorted(set(tax.loc[tax.system == "mt", "persona_id"]))
-    return of_person if set(of_person.index) >= set(people) else pd.Series(of_person.mean(), index=people)
+    people = sorted(set(tax.persona_id) - {""})
+    return of_person if "" not in of_person else pd.Series(of_person[""], index=people)
 
 
 def _over_people(values: pd.Series, bench: Bench) -> Estimate:

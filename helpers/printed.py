@@ -43,15 +43,15 @@ def _fall_of_r(table: pd.DataFrame, first: str, second: str) -> float:
 
 def _wins(table: pd.DataFrame, ours: str, other: str) -> float:
     """Table 3, per cent to fraction."""
-    named = {"base_F": ("zephyr", "none"), "base_T": ("zephyr", "persona_gpt4"), "mt_F": ("mt", "none"),
-             "mt_T": ("mt", "persona_gpt4")}
+    named = {"base_none": ("zephyr", "none"), "base_persona_gpt4": ("zephyr", "persona_gpt4"),
+             "mt_persona_gpt4_removed": ("mt", "none"), "mt_persona_gpt4": ("mt", "persona_gpt4")}
     rows = table.set_index(["model", "prefix", "against_model", "against_prefix"]).value
     return rows[*named[ours], *named[other]] / 100
 
 
 def _tax_gap(table: pd.DataFrame, first: str, _: str) -> float:
     """Figure 7: the mean over its fifteen personas minus the untrained model."""
-    of_task = table[table.task == first.split()[1]].set_index("person").value
+    of_task = table[table.task == first.split()[-1]].set_index("person").value
     return of_task.drop(["baseline", "none"]).mean() - of_task["baseline"]
 
 

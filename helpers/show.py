@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from pandas.io.formats.style import Styler
 from pygments import highlight
@@ -26,6 +27,7 @@ PREFIX_COLORS = {  # Okabe and Ito's palette: the same colour for the same prefi
     "persona_gpt4": "#0072B2", "persona_gold": "#009E73", "name": "#D55E00",
 }
 PREFIX_ORDER = tuple(PREFIX_COLORS)
+COLORS = PREFIX_COLORS | {"untrained": "#C4C4C4"}
 SETTINGS = {  # notebook 10: what each asks, and its hatch (wrong prefix: lines, removed: crosses)
     "seen_seen": ("seen person\nsame prefix", ""), "seen_reseed": ("seen person\nother shots", ""),
     "unseen": ("unseen person", ""), "unseen_wrong": ("unseen person\nwrong prefix", "//"),
@@ -58,7 +60,7 @@ def stamp(fig: Figure, store: Store, n: int | str) -> Figure:
     drawn = f"n = {n} people · intervals {store.profile.stats.confidence:.0%}, people resampled"
     text = f"{world}run {store.name} · {n if isinstance(n, str) else drawn}"
     pad = 0.28 / fig.get_figheight()
-    if fig.get_layout_engine() is None:
+    if not isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine):
         fig.set_layout_engine("constrained")
     fig.get_layout_engine().set(rect=(0, pad, 1, 1 - pad))
     fig.text(0.995, 0.25 * pad, text, ha="right", va="bottom", fontsize=8, color="#555555")
@@ -216,12 +218,13 @@ def _bars(ax: plt.Axes, rows: pd.DataFrame, x: str, hue: str | None, color: str)
     for row in rows.to_dict("records"):
         at = places[row[x], row.get(hue)]
         if np.isnan(row["accuracy"]):
-            ax.text(at, 0.02, f"n={row['n_people']}\nno bar", ha="center", fontsize=7, color="#777777")
+            turn = {"rotation": 90} if hue else {}
+            ax.text(at, 0.02, f"n={row['n_people']}\nno bar", ha="center", fontsize=7, color="#777777", **turn)
             continue
-        prefix = row[x] if x == "prefix" else row.get("prefix")
+        prefix = row[x] if x == "prefix" else row.get("prefix", row.get(hue))
         hatch = SETTINGS.get(row.get("setting"), ("", ""))[1]
         alpha = 0.45 if row.get("trained") is True else 1.0
-        look = {"color": PREFIX_COLORS.get(prefix, color), "alpha": alpha}
+        look = {"color": COLORS.get(prefix, color), "alpha": alpha}
         ax.bar(at, row["accuracy"], width * 0.9, hatch=hatch, edgecolor="white", lw=0, **look)
         ax.plot([at, at], [row["low"], row["high"]], color=INK, lw=1.3)
     ticks, differ = _ordered(x, rows[x]), rows.n_people.nunique() > 1 and not hue
@@ -238,7 +241,7 @@ def _legend(fig: Figure, axes: np.ndarray, hue: str | None, summary: pd.DataFram
     handles = {label: handle for handle, label in named}
     for value in _ordered(hue, summary[hue]) if hue else []:
         alpha = 0.45 if hue == "trained" and value else 1.0
-        handles[_label(hue, value)] = Patch(color=PREFIX_COLORS.get(value, "#555555"), alpha=alpha)
+        handles[_label(hue, value)] = Patch(color=COLORS.get(value, "#555555"), alpha=alpha)
     columns = -(-len(handles) // -(-len(handles) // 6))
     fig.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
 
