@@ -184,6 +184,7 @@ def _execute(store: Store, stem: str) -> None:
     try:
         papermill.execute_notebook(
             _notebook(stem), target, given, kernel_name="python3", cwd=ROOT / "notebooks", progress_bar=bar,
+            shutdown_kernel="immediate",  # asked politely, ipykernel complains of its own pending tasks
             config=Config({"KernelManager": {"transport": "ipc"}}))  # not over TCP, where others could listen
     except papermill.PapermillExecutionError as error:
         trace = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-12:]

@@ -111,3 +111,17 @@ def test_four_bit_keeps_gradients_right_on_a_cpu(policy):
     with torch.inference_mode():
         model.eval()(input_ids=ids)
     assert all(torch.equal(a, b) for a, b in zip(gradients(), fresh, strict=True))
+
+
+def test_two_halves_are_the_whole(loaded):
+    """Greedy texts of any length are those of one call of `generate` for each prompt."""
+    model, tokenizer = loaded
+    prompts = ["Question: a fox?\nAnswer:", "The", "Question", "a"]
+    texts = sample(loaded, prompts, n=1, temperature=0, max_new_tokens=21)
+    for prompt, (text,) in zip(prompts, texts, strict=True):
+        ids = tokenizer((tokenizer.bos_token or "") + prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with models.autocast(model):
+            whole = model.generate(ids, do_sample=False, max_new_tokens=21, pad_token_id=tokenizer.pad_token_id,
+                                   eos_token_id=tokenizer.eos_token_id)[0, ids.shape[1]:]
+        assert text == tokenizer.decode(whole, skip_special_tokens=True)
+        assert text
