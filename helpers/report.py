@@ -43,15 +43,16 @@ def write(store: Store) -> Path:
 def counterparts(store: Store) -> list[dict]:
     """Every table and figure of the paper, what it shows, and where this run has its counterpart.
 
-    A row per item of data/paper/counterparts.yaml: item, shows, why (it is not made), note, and links as
-    (text, address in the run folder); an address is empty where this run has not made it.
+    A row per item of data/paper/counterparts.yaml: item, shows, why (it is not made), note, and notebooks and
+    figures as (name, address in the run folder); an address is empty where this run has not made it.
     """
-    pages, rows = dict(_notebooks(store.path)), []
+    pages = dict(_notebooks(store.path))
+    drawn = {path.stem: f"#{path.stem}" for path in (store.path / "figures").glob("*.png")}
+    rows = []
     for entry in yaml.safe_load((DATA / "paper" / "counterparts.yaml").read_text()):
-        names = entry.get("figures", [])
-        drawn = [(name, f"#{name}" if (store.path / "figures" / f"{name}.png").exists() else "") for name in names]
-        told = [(stem, pages.get(stem, "")) for stem in entry.get("notebooks", [])]
-        rows.append({"shows": "", "why": "", "note": ""} | entry | {"links": drawn + told})
+        links = {key: [(name, where.get(name, "")) for name in entry.get(key, [])]
+                 for key, where in (("notebooks", pages), ("figures", drawn))}
+        rows.append({"shows": "", "why": "", "note": ""} | entry | links)
     return rows
 
 

@@ -133,7 +133,7 @@ def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.
     for row in table.to_dict("records"):
         y = labels.index(row[label])
         _side(ax, y, row, left, right)
-        _forest_line(ax, y + (hues.index(row.get(hue)) - (len(hues) - 1) / 2) * step, y, row)
+        _forest_line(ax, y + (hues.index(row.get(hue)) - (len(hues) - 1) / 2) * step, y, row, 5 if hue else 7)
     if zero is not None:
         ax.axvline(zero, color=INK, ls="--", lw=1)
     counts = table.groupby(label)["n_people"].max().to_dict() if "n_people" in table else {}
@@ -193,11 +193,11 @@ def _side(ax: plt.Axes, y: int, row: dict, left: float, right: float) -> None:
         ax.barh(y, high - low, left=low, height=0.8, color="#DDEFE8", lw=0, zorder=0.5)
 
 
-def _forest_line(ax: plt.Axes, y: float, paper_y: float, row: dict) -> None:
+def _forest_line(ax: plt.Axes, y: float, paper_y: float, row: dict, size: int) -> None:
     """One row of a forest: the interval with its estimate, and the paper's value."""
     color, marker = VERDICTS.get(row.get("verdict"), (PREFIX_COLORS.get(row.get("prefix"), INK), "o"))
     ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
-    ax.plot(row["estimate"], y, marker, color=color, ms=7 if y == paper_y else 5)
+    ax.plot(row["estimate"], y, marker, color=color, ms=size)
     ax.plot(row.get("paper_value", np.nan), paper_y, "o", mfc="white", mec=INK, ms=6, zorder=3)
 
 
