@@ -1,6 +1,7 @@
 """The paper's numbers, from data/paper/results.csv, and what they give for a claim's measure."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from helpers.measures import Missing
 
 def paper(source: str) -> pd.DataFrame:
     """The paper's numbers of one table or figure: a column per part of the cell; value, spread, n, key."""
-    table = pd.read_csv(DATA / "paper" / "results.csv")
+    table = _results()
     rows = table[table.source == source]
     if rows.empty:
         raise Missing(f"no {source} in data/paper/results.csv; it has {', '.join(table.source.unique())}")
@@ -24,6 +25,11 @@ def value(source: str, measure: str, cells: Sequence[str]) -> float:
     if not source:
         return float("nan")
     return round(float(LOOKUPS[measure](paper(source), *cells)), 4)
+
+
+@cache
+def _results() -> pd.DataFrame:
+    return pd.read_csv(DATA / "paper" / "results.csv")
 
 
 def _gap(table: pd.DataFrame, *cells: str) -> float:

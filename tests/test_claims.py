@@ -220,8 +220,9 @@ def test_claims_are_listed_as_they_were_stated():
 
 
 def test_every_claim_says_how_it_is_measured_and_where_it_is_true():
+    printed = claims.rules().set_index("claim_id").paper_value
     for claim in claims.CLAIMS:
         assert claim.measure in claims.MEASURES, claim.claim_id
         assert claim.side[0] < claim.side[1], claim.claim_id
         assert claim.topic
-        assert (claim.paper == "") == pd.isna(claims.rules().set_index("claim_id").paper_value[claim.claim_id])
+        assert (claim.paper == "") == pd.isna(printed[claim.claim_id])

@@ -116,8 +116,8 @@ def test_cells_that_were_trained_on_other_folds_are_compared_over_their_people(p
     cells = ["pm none divergent trained=true", "mt none divergent small trained=true"]
     assert measure("gap", cells, profile, scores).estimate == -0.5
     assert measure("gap", ["mt none divergent", "mt none divergent small trained=true"], profile, scores).estimate == 0.0
+    rest = pd.concat([scores, scored("mt tag divergent", [[1]] * 5)])
     with pytest.raises(Missing, match="share no fold, seed"):
-        rest = pd.concat([scores, scored("mt tag divergent", [[1]] * 5)])
         measure("gap", ["mt none divergent", "mt tag divergent"], profile, rest)
 
 
