@@ -11,7 +11,7 @@ from random import Random
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from helpers import prompts
+from helpers import prompts, splits
 from helpers.llm import Answer, Request, Teacher
 
 CANDIDATES = 4
@@ -120,7 +120,8 @@ def label(comparisons: pd.DataFrame, questions: pd.DataFrame, responses: pd.Data
 
     "random": one of the other three, drawn by a seed of the person and question (the paper's rule);
     "finalist": the loser of the final. A tournament left open gives no row. `judge.shuffle_labels` swaps
-    chosen and rejected by a seeded coin: a control from which nothing can be learned.
+    chosen and rejected by a seeded coin: a control from which nothing can be learned. Of who is on several
+    axes, no more divergent train pairs are kept than of others (splits.cap_train); all test pairs are.
     """
     texts = dict(zip(responses["response_id"], responses["text"], strict=True))
     about = questions.set_index("question_id")
@@ -140,7 +141,7 @@ def label(comparisons: pd.DataFrame, questions: pd.DataFrame, responses: pd.Data
                      "kind": asked["kind"], "axis": asked["axis"], "split": asked["split"],
                      "prompt": asked["text"], "chosen": texts[chosen], "rejected": texts[rejected],
                      "chosen_id": chosen, "rejected_id": rejected})
-    return pd.DataFrame(rows)
+    return splits.cap_train(pd.DataFrame(rows), seed) if rows else pd.DataFrame(rows)
 
 
 def _match(base: Match, number: int, a: str, b: str, seed: int) -> Match:

@@ -1,8 +1,9 @@
 """Loading policy, reward model and embedder from a folder or the hub, and sampling from the policy."""
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,30 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
     tokenizer = _tokenizer(path)
-    return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+    with peft_quiet():
+        return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+
+
+def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The policy with several adapters (name -> folder) on one base, and its tokenizer; the first is active.
+
+    `model.set_adapter(name)` switches; a batch is mixed by `model(..., adapter_names=[...])`, a name for each
+    row, "__base__" for none.
+    """
+    (model, tokenizer), names = load_policy(policy), list(adapters)
+    with peft_quiet():
+        model = PeftModel.from_pretrained(model, str(adapters[names[0]]), adapter_name=names[0])
+        for name in names[1:]:
+            model.load_adapter(str(adapters[name]), name)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Loading an adapter, peft 0.21 asks transformers 5.23 by a name that is deprecated there; say nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        yield
 
 
 def resolve(path: str | Path) -> str:

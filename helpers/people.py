@@ -98,6 +98,38 @@ def make_questions(teacher: Teacher, personas: pd.DataFrame, cfg, seed: int) -> 
     return pd.concat(parts, ignore_index=True)[["question_id", "kind", "axis", "persona_id", "split", "text"]]
 
 
+def traits(personas: pd.DataFrame) -> pd.DataFrame:
+    """A row per person, attribute and group, as the teacher says: persona_id, attribute, group.
+
+    "a/b" counts as both; "unknown" is a group of its own.
+    """
+    rows = [(person.persona_id, attribute, group.strip()) for person in personas.itertuples()
+            for attribute, said in json.loads(person.demographics or "{}").items()
+            for group in str(said).split("/")]
+    return pd.DataFrame(rows, columns=["persona_id", "attribute", "group"])
+
+
+def majorities(personas: pd.DataFrame) -> pd.DataFrame:
+    """The paper's Table 8: groups to which more than half of an axis' people belong.
+
+    Returns attribute, group, a column per axis, named "axis (n = people)", with the share of its people
+    (fraction; NaN where there is no majority), and axes, in how many of them it is one. The most frequent
+    first; rows without any majority are left out. The last row, "majorities", counts them by axis.
+    Source: Appendix E.3, which empties cells under 50 %; of five people a majority is three.
+    """
+    members = personas[["persona_id", "axes"]].explode("axes")
+    sizes = members["axes"].value_counts(sort=False)
+    counts = members.merge(traits(personas)).groupby(["attribute", "group", "axes"]).size().unstack(fill_value=0)
+    shares = (counts.reindex(columns=sizes.index, fill_value=0) / sizes).rename(
+        columns={axis: f"{axis} (n = {n})" for axis, n in sizes.items()})
+    shares = shares.where(shares > 0.5).dropna(how="all")
+    total = pd.Series(shares.notna().sum(), dtype=float, name=("majorities", ""))
+    found = shares.assign(axes=shares.notna().sum(axis=1)).sort_index()
+    found = found.sort_values("axes", ascending=False, kind="stable")
+    found.loc[("majorities", ""), :] = [*total, total.sum()]
+    return found.astype({"axes": int}).reset_index().rename_axis(columns=None)
+
+
 def normalised(text: str) -> str:
     """Lower-cased words: questions that differ in nothing else are the same."""
     return " ".join(re.findall(r"\w+", text.casefold()))

@@ -71,6 +71,10 @@ TABLES: dict[str, TableSpec] = {
         "persona_id question_id round",
         "persona_id question_id round:int response_a response_b shown_first winner asks:int outcome "
         "explanation model cost_usd:float", outcome=("clear", "tie", "unparsable")),
+    "retests": _table(
+        "judge asking persona_id question_id response_a response_b",
+        "judge asking persona_id question_id response_a response_b shown_first winner outcome model cost_usd:float",
+        asking=("first", "again", "swapped", "every pair"), outcome=("clear", "tie", "unparsable")),
     "preferences": _table(
         "pair_id",
         "pair_id persona_id question_id kind axis split prompt chosen rejected chosen_id rejected_id",
@@ -119,12 +123,12 @@ STAGES: dict[str, Stage] = {
     "01_personas": _stage("", "personas"),
     "02_questions": _stage("personas", "questions"),
     "03_responses": _stage("personas questions", "responses"),
-    "04_preferences": _stage("personas questions responses", "comparisons preferences"),
+    "04_preferences": _stage("personas questions responses", "comparisons retests preferences"),
     "05_prefixes": _stage("personas preferences", "prefixes retrieved folds"),
     "06_prompting": _stage("preferences prefixes retrieved", "scores"),
     "07_dpo_by_hand": _stage("preferences prefixes"),
-    "08_personal_models": _stage("personas preferences folds", "policies scores"),
-    "09_multitask": _stage("preferences prefixes folds", "policies scores"),
+    "08_personal_models": _stage("personas preferences prefixes", "policies scores"),
+    "09_multitask": _stage("personas preferences prefixes folds", "policies scores"),
     "10_prefix_sensitivity": _stage("policies preferences prefixes retrieved folds", "scores"),
     "11_equity": _stage("personas scores"),
     "12_generation": _stage("personas questions preferences prefixes folds policies scores",

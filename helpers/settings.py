@@ -17,11 +17,19 @@ class People(NamedTuple):
     seen: list[str]  # those of `train` who are scored: the people held out in the next fold
 
 
-def people(folds: pd.DataFrame, fold: int) -> People:
-    """The people of a fold. Over all folds each person is scored once as seen and once as unseen."""
-    held = folds.sort_values("persona_id").groupby("fold")["persona_id"].agg(list)
-    train = sorted(p for other, ids in held.items() if other != fold for p in ids)
-    return People(train, held[fold], held[(fold + 1) % len(held)])
+def people(folds: pd.DataFrame, fold: int, scheme: str = "stratified") -> People:
+    """The people of a fold of this scheme; folds: the whole table.
+
+    Over all folds each person is scored once as seen and once as unseen. When an axis is left out, who is on
+    two axes is unseen twice, and seen are those of the next fold who are not held out.
+    Raises KeyError for a fold that the scheme does not have.
+    """
+    held = folds[folds["scheme"] == scheme].groupby("fold")["persona_id"].agg(sorted)
+    if fold not in held.index:
+        raise KeyError(f"no fold {fold} of scheme {scheme}, only {held.index.tolist()}; 05 makes them")
+    out = set(held[fold])
+    train = sorted({p for ids in held for p in ids} - out)
+    return People(train, held[fold], [p for p in held[(fold + 1) % len(held)] if p not in out])
 
 
 def ask(pairs: pd.DataFrame, prefixes: pd.DataFrame, prefix: str, templates: str, variant: str = "main",
@@ -42,25 +50,27 @@ def ask(pairs: pd.DataFrame, prefixes: pd.DataFrame, prefix: str, templates: str
     return pairs.assign(prefix=prefix, variant=variant, head=list(heads), tail=list(tails))
 
 
-def main(asked: pd.DataFrame, folds: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """Setting `main`: the test pairs of a fold's unseen and seen people behind their own prefix.
+def main(asked: pd.DataFrame, folds: pd.DataFrame, fold: int, scheme: str = "stratified") -> pd.DataFrame:
+    """The test pairs of a fold's unseen and seen people behind their own prefix.
 
-    asked: what `ask` returned. Adds setting and trained, leaves out what no score needs.
+    asked: what `ask` returned. Adds trained, and setting: `main`, or the scheme's name if it is another than
+    the stratified one. Leaves out what no score needs.
     """
-    who, test = people(folds, fold), asked[asked["split"] == "test"]
-    return pd.concat([_setting(test[test["persona_id"].isin(who.seen)], "main", True),
-                      _setting(test[test["persona_id"].isin(who.unseen)], "main", False)], ignore_index=True)
+    who, test = people(folds, fold, scheme), asked[asked["split"] == "test"]
+    setting = "main" if scheme == "stratified" else scheme
+    return pd.concat([_setting(test[test["persona_id"].isin(who.seen)], setting, True),
+                      _setting(test[test["persona_id"].isin(who.unseen)], setting, False)], ignore_index=True)
 
 
 def sensitivity(pairs: pd.DataFrame, prefixes: pd.DataFrame, prefix: str, folds: pd.DataFrame, fold: int,
-                templates: str, seed: int) -> pd.DataFrame:
+                templates: str, seed: int, scheme: str = "stratified") -> pd.DataFrame:
     """The test pairs under the six settings that change the prefix; seen_reseed only where there is a reseed.
 
     seen_reseed: another draw of the own prefix; unseen_wrong: somebody else's; seen_wrong_seen and
     seen_wrong_unseen: that of another training person, and of a held-out one; removed: none. The wrong owner
     is the same under every prefix. Source: Appendix L, Figure 15.
     """
-    who, test = people(folds, fold), pairs[pairs["split"] == "test"]
+    who, test = people(folds, fold, scheme), pairs[pairs["split"] == "test"]
     seen, unseen = (test[test["persona_id"].isin(ids)] for ids in (who.seen, who.unseen))
     own = prefixes[prefixes["variant"] == "main"].pivot(index="persona_id", columns="prefix", values="text")
     plan = [("unseen_wrong", unseen, prefix, "shuffled", None),

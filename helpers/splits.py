@@ -1,9 +1,28 @@
 """Folds by person, and the pairs that a fold trains on."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from random import Random
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+COLUMNS = ["scheme", "fold", "persona_id"]
+FIRST = 10  # people of the small set where no axis is known
+
+
+def all_folds(personas: pd.DataFrame, cfg: Any, seed: int) -> pd.DataFrame:
+    """The whole table of folds: scheme "stratified", and those that the profile names (schemes.names).
+
+    personas: one row per person; columns persona_id and axes. cfg: the profile. A scheme that these people do
+    not allow (one axis, fewer than two people) has no rows.
+    """
+    parts = [stratified_folds(personas, cfg.training.folds, seed)]
+    if "small" in cfg.schemes.names:
+        parts.append(small_folds(personas, cfg.people.small, cfg.training.folds, seed))
+    if "leave_axis_out" in cfg.schemes.names:
+        parts.append(axis_folds(personas))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def stratified_folds(personas: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
@@ -27,7 +46,44 @@ def stratified_folds(personas: pd.DataFrame, n_folds: int, seed: int) -> pd.Data
         for axis in axes:
             crowd[axis, fold] = crowd.get((axis, fold), 0) + 1
     rows = [("stratified", fold_of[p], p) for p in sorted(fold_of)]
-    return pd.DataFrame(rows, columns=["scheme", "fold", "persona_id"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def small_people(personas: pd.DataFrame, axes: Iterable[str]) -> list[str]:
+    """Sorted persona_ids of the small set: everybody on one of these axes (people.small).
+
+    Where nobody is on them, as with imported pairs, of which no axis is known: the first ten people.
+    """
+    wanted = set(axes)
+    on = [p for p, has in zip(personas["persona_id"], personas["axes"], strict=True) if wanted & set(has)]
+    return sorted(on) or sorted(personas["persona_id"])[:FIRST]
+
+
+def small_folds(personas: pd.DataFrame, axes: Iterable[str], n_folds: int, seed: int) -> pd.DataFrame:
+    """Scheme "small": folds over the small set alone, stratified as the others; nobody else is in them.
+
+    At most as many folds as people; no rows with a single person. Source: the paper's ten people (Figure 14).
+    """
+    few = personas[personas["persona_id"].isin(small_people(personas, axes))]
+    if len(few) < 2:
+        return pd.DataFrame(columns=COLUMNS)
+    return stratified_folds(few, min(n_folds, len(few)), seed).assign(scheme="small")
+
+
+def axis_folds(personas: pd.DataFrame) -> pd.DataFrame:
+    """Scheme "leave_axis_out": fold i holds out everybody on axis i of `left_out_axes`.
+
+    Who is on two axes is held out in both folds. No rows where there is one axis or none.
+    """
+    rows = [("leave_axis_out", fold, persona_id) for fold, axis in enumerate(left_out_axes(personas))
+            for persona_id in sorted(personas.loc[_on(personas, axis), "persona_id"])]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def left_out_axes(personas: pd.DataFrame) -> list[str]:
+    """The axes that can be left out, sorted: those that somebody is not on, so that somebody is left to train."""
+    axes = sorted({axis for on in personas["axes"] for axis in on})
+    return [axis for axis in axes if not _on(personas, axis).all()]
 
 
 def training_pairs(
@@ -56,6 +112,41 @@ def training_pairs(
     if pairs_per_person:
         train = train.iloc[lot].groupby("persona_id").head(pairs_per_person).sort_index()
     return train.reset_index(drop=True), rows[held].reset_index(drop=True)
+
+
+def cap_train(preferences: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The same pairs, but of who is on several axes only as many divergent train pairs as one axis gives.
+
+    So everybody has about as many pairs to train on. Kept are as many as the person's fullest axis has, drawn
+    in turns from all of their axes; a pair's lot depends on its pair_id and the seed alone. Every other row
+    stays, all test pairs among them. Source: Appendix E.1 (there drawn over the axes together).
+    """
+    rows = preferences[(preferences["kind"] == "divergent") & (preferences["split"] == "train")]
+    lots = [Random(f"{seed} cap {pair_id}").random() for pair_id in rows["pair_id"]]
+    rows = rows.assign(lot=lots).sort_values(["persona_id", "lot"])
+    on_axis = rows.groupby(["persona_id", "axis"])
+    rows = rows.assign(turn=on_axis.cumcount(), n_axis=on_axis["lot"].transform("size"))
+    rows = rows.sort_values(["persona_id", "turn", "lot"])
+    one = rows.groupby("persona_id")
+    beyond = rows.index[one.cumcount() >= one["n_axis"].transform("max")]
+    return preferences.drop(index=beyond).reset_index(drop=True)
+
+
+def swap_labels(pairs: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """The pairs with chosen and rejected exchanged in a drawn share of them, in every column that names one.
+
+    A larger share holds the swapped pairs of a smaller one. Rows and columns keep their order.
+    """
+    lot = np.random.default_rng([seed, 9]).permutation(len(pairs))
+    swap = pd.Series(lot < round(share * len(pairs)), index=pairs.index)
+    other = {name: name.replace("chosen", "rejected") for name in pairs if "chosen" in name}
+    other |= {rejected: chosen for chosen, rejected in other.items()}
+    swapped = pairs[swap].rename(columns=other)[list(pairs.columns)]
+    return pd.concat([pairs[~swap], swapped]).loc[pairs.index]
+
+
+def _on(personas: pd.DataFrame, axis: str) -> pd.Series:
+    return personas["axes"].map(lambda axes: axis in list(axes))
 
 
 def _in_order(axes_of: dict[str, list[str]], rng: np.random.Generator) -> list[str]:

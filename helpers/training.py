@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +129,35 @@ def train_adapter(base: torch.nn.Module, tokenizer, cell: Cell, out: Path) -> tu
                            "history": [{"step": h["step"], "loss": h["loss"]} for h in logged if "loss" in h]}
 
 
+def trl_losses(model: PeftModel, tokenizer, cell: Cell) -> tuple[pd.DataFrame, float]:
+    """What trl's own DPOTrainer computes for the cell's train pairs as one batch: the yardstick of notebook 07.
+
+    model: the base with the trained adapter. Tokens are ours (`dataset`); collator, forward passes, reference
+    and loss are trl's, in the precision of the weights. Returns logp_chosen, logp_rejected, ref_chosen_logps,
+    ref_rejected_logps (sums, nats; a row per pair, in order) and the mean loss (nats).
+    """
+    pairs = dataset(tokenizer, cell).remove_columns(REFERENCE)
+    with models.peft_quiet():
+        trainer = _Untouched(model=model, args=training_args(cell, cell.out), processing_class=tokenizer,
+                             train_dataset=pairs)
+    batch = {name: part.to(model.device) for name, part in trainer.data_collator(list(pairs)).items()}
+    with torch.inference_mode():
+        logps = trainer.compute_ref_log_probs(model.eval(), batch)
+        model.delete_adapter("ref")  # so far trl's reference was a copy of the adapter; now it is the base
+        logps += trainer.compute_ref_log_probs(model, batch)
+        loss = trainer.compute_loss(model, batch)
+    del model.get_base_model().forward  # trl patches it
+    table = torch.stack(logps, 1).cpu().numpy()
+    return pd.DataFrame(table, columns=["logp_chosen", "logp_rejected", *REFERENCE]), loss.item()
+
+
+class _Untouched(DPOTrainer):
+    """trl's trainer on pairs that are tokenised already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
 class PairTrainer(DPOTrainer):
     """trl's DPOTrainer on rows that hold a prompt once: its updates are trl's, its time a fraction of trl's.
 
@@ -209,8 +237,7 @@ def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
 
 def _train_and_score(cell: Cell, part: Path) -> dict:
     (model, tokenizer), facts = _base(cell.policy), {}
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is deprecated there
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    with models.peft_quiet():
         if cell.train is not None:
             model, facts = train_adapter(model, tokenizer, cell, part)
         elif cell.adapter:

@@ -138,3 +138,32 @@ def test_a_teacher_that_runs_dry_is_an_error_that_says_who(simulated, personas):
 def test_numbered_lines_are_read_in_the_forms_models_write_them():
     text = 'Here you are:\n1. One?\n 2) "Two?"\n3. “Three?” \nNot numbered\n10.  Ten 1.5?'
     assert people.QUESTION_LINE.findall(text) == ["One?", "Two?", "Three?", "Ten 1.5?"]
+
+
+def described(**said):
+    """People on axes, with what the teacher says: name=(axes, {attribute: group})."""
+    return pd.DataFrame([(name, axes, json.dumps(demographics)) for name, (axes, demographics) in said.items()],
+                        columns=["persona_id", "axes", "demographics"])
+
+
+def test_traits_keep_unknown_and_take_a_slash_as_both():
+    told = people.traits(described(a=(["diet"], {"region": "isles / harbour", "gender": "unknown"})))
+    assert told.to_numpy().tolist() == [["a", "region", "isles"], ["a", "region", "harbour"], ["a", "gender", "unknown"]]
+
+
+def test_majorities_by_hand():
+    # diet: a, b, c, of whom a and b are from the harbour (2 of 3), one is a woman, one is of unknown gender; music:
+    # c, d from the isles (2 of 2), of two genders: half is no majority
+    personas = described(a=(["diet"], {"region": "harbour", "gender": "woman"}),
+                         b=(["diet"], {"region": "harbour", "gender": "unknown"}),
+                         c=(["diet", "music"], {"region": "isles", "gender": "man"}),
+                         d=(["music"], {"region": "isles", "gender": "woman"}))
+    table = people.majorities(personas).fillna(0)
+    assert table.columns.tolist() == ["attribute", "group", "diet (n = 3)", "music (n = 2)", "axes"]
+    assert table.to_numpy().tolist() == [["region", "harbour", pytest.approx(2 / 3), 0, 1], ["region", "isles", 0, 1, 1],
+                                         ["majorities", "", 1, 1, 2]]
+
+
+def test_without_any_majority_only_the_count_is_left():
+    personas = described(a=(["diet"], {"region": "harbour"}), b=(["diet"], {"region": "isles"}))
+    assert people.majorities(personas).to_numpy().tolist() == [["majorities", "", 0, 0]]

@@ -29,6 +29,19 @@ def test_everybody_is_once_seen_and_once_unseen():
     assert all(set(who.seen) <= set(who.train) and not set(who.unseen) & set(who.train) for who in of_fold)
 
 
+def test_people_of_another_scheme_by_hand():
+    # p2 is on axes 0 and 1: held out in both, and never seen while he is
+    left_out = pd.DataFrame([("leave_axis_out", 0, "p1"), ("leave_axis_out", 0, "p2"), ("leave_axis_out", 1, "p2"),
+                             ("leave_axis_out", 1, "p3"), ("leave_axis_out", 2, "p4")], columns=list(FOLDS))
+    both = pd.concat([FOLDS, left_out], ignore_index=True)
+    assert settings.people(both, 2) == settings.people(FOLDS, 2)
+    assert settings.people(both, 0, "leave_axis_out") == (["p3", "p4"], ["p1", "p2"], ["p3"])
+    assert settings.people(both, 1, "leave_axis_out") == (["p1", "p4"], ["p2", "p3"], ["p4"])
+    assert settings.people(both, 2, "leave_axis_out") == (["p1", "p2", "p3"], ["p4"], ["p1", "p2"])
+    with pytest.raises(KeyError, match="no fold 0 of scheme small"):
+        settings.people(both, 0, "small")
+
+
 def test_ask_puts_the_own_prefix_in_the_head():
     asked = settings.ask(PAIRS.head(2), PREFIXES, "persona", "short", "reseed")
     assert asked["head"].tolist() == ["more on p1\n"] * 2
@@ -47,6 +60,15 @@ def test_main_scores_test_pairs_of_unseen_and_seen_people():
     assert dict(zip(rows["pair_id"], rows["trained"], strict=True)) == {
         "p3-test": True, "p4-test": True, "p1-test": False, "p2-test": False}
     assert set(rows["setting"]) == {"main"}
+
+
+def test_the_setting_of_another_scheme_is_its_name():
+    small = pd.DataFrame({"scheme": "small", "fold": [0, 0, 1], "persona_id": IDS[:3]})
+    both, asked = pd.concat([FOLDS, small]), settings.ask(PAIRS, PREFIXES, "name", "short")
+    rows = settings.main(asked, both, 1, "small")
+    assert rows[["persona_id", "setting", "trained"]].values.tolist() == [
+        ["p1", "small", True], ["p2", "small", True], ["p3", "small", False]]
+    pd.testing.assert_frame_equal(settings.main(asked, both, 0), settings.main(asked, FOLDS, 0))
 
 
 def test_sensitivity_by_hand():

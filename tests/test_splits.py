@@ -1,10 +1,23 @@
 """Folds and training pairs: worked examples, and laws over random casts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.splits import stratified_folds, training_pairs
+from helpers.schemas import check
+from helpers.splits import (
+    all_folds,
+    axis_folds,
+    cap_train,
+    left_out_axes,
+    small_folds,
+    small_people,
+    stratified_folds,
+    swap_labels,
+    training_pairs,
+)
 
 COLUMNS = ["pair_id", "persona_id", "question_id", "kind", "split", "chosen_id", "rejected_id"]
 
@@ -92,6 +105,56 @@ def test_fewer_people_than_folds_is_an_error():
         stratified_folds(pd.DataFrame({"persona_id": list("abc"), "axes": [["diet"]] * 3}), 5, seed=0)
 
 
+FOUR = pd.DataFrame({"persona_id": ["p4", "p1", "p2", "p3"],
+                     "axes": [["diet"], ["diet"], ["music", "diet"], ["music"]]})
+IMPORTED = pd.DataFrame({"persona_id": [f"p{i:02d}" for i in range(12, 0, -1)], "axes": [["imported"]] * 12})
+
+
+def profile(*names, folds=2, small=("diet",)):
+    return SimpleNamespace(training=SimpleNamespace(folds=folds), people=SimpleNamespace(small=small),
+                           schemes=SimpleNamespace(names=names))
+
+
+def test_the_small_set_by_hand():
+    assert small_people(FOUR, ["diet"]) == ["p1", "p2", "p4"]
+    assert small_people(FOUR, ["music", "diet"]) == ["p1", "p2", "p3", "p4"]
+    # nobody on the axis: the first ten of twelve
+    assert small_people(IMPORTED, ["diet"]) == [f"p{i:02d}" for i in range(1, 11)]
+
+
+def test_small_folds_hold_out_the_small_set_and_nobody_else():
+    folds = small_folds(FOUR, ["diet"], 5, seed=17)  # three people: three folds of one, not five
+    assert folds["persona_id"].tolist() == ["p1", "p2", "p4"]
+    assert sorted(folds["fold"]) == [0, 1, 2]
+    assert set(folds["scheme"]) == {"small"}
+    assert small_folds(FOUR.head(1), ["diet"], 5, seed=17).empty
+
+
+def test_an_axis_is_left_out_with_all_its_people():
+    # p2 is on both axes and held out twice
+    assert axis_folds(FOUR).values.tolist() == [
+        ["leave_axis_out", 0, "p1"], ["leave_axis_out", 0, "p2"], ["leave_axis_out", 0, "p4"],
+        ["leave_axis_out", 1, "p2"], ["leave_axis_out", 1, "p3"]]
+    assert left_out_axes(FOUR) == ["diet", "music"]
+
+
+def test_an_axis_that_everybody_is_on_cannot_be_left_out():
+    everybody = FOUR.assign(axes=[["diet"], ["diet"], ["music", "diet"], ["diet"]])
+    assert left_out_axes(everybody) == ["music"]
+    assert axis_folds(everybody).values.tolist() == [["leave_axis_out", 0, "p2"]]
+    assert axis_folds(IMPORTED).empty
+
+
+def test_all_folds_are_those_that_the_profile_names():
+    table = check("folds", all_folds(FOUR, profile("small", "leave_axis_out"), 17))
+    assert table["scheme"].value_counts().to_dict() == {"stratified": 4, "small": 3, "leave_axis_out": 5}
+    stratified = stratified_folds(FOUR, 2, 17)
+    pd.testing.assert_frame_equal(all_folds(FOUR, profile(), 17), stratified)
+    pd.testing.assert_frame_equal(table[table["scheme"] == "stratified"], stratified, check_dtype=False)
+    imported = check("folds", all_folds(IMPORTED, profile("small", "leave_axis_out"), 17))
+    assert imported["scheme"].value_counts().to_dict() == {"stratified": 12, "small": 10}
+
+
 def test_uncontested_divergent_pairs_are_dropped():
     rows = [
         ("1", "a", "d1", "divergent", "train", "A", "B"),  # b trains and chose B: kept
@@ -155,3 +218,48 @@ def test_no_pair_left_is_an_error():
     preferences = pd.DataFrame([("1", "a", "d1", "divergent", "train", "A", "B")], columns=COLUMNS)
     with pytest.raises(ValueError, match="drop_uncontested=false"):
         training_pairs(preferences, ["a"], True, 0.1, seed=0)
+
+
+def test_who_is_on_two_axes_trains_on_as_many_divergent_pairs_as_who_is_on_one():
+    # a: 4 train pairs on diet and 3 on music, of which 4 stay, two of each axis; b: 4 on diet, all stay
+    rows = [(f"a{axis}{i}", "a", f"{axis}{i}", axis, "divergent", split) for split in ("train", "test")
+            for axis, n in (("diet", 4), ("music", 3)) for i in range(n)]
+    rows += [(f"b{i}", "b", f"diet{i}", "diet", "divergent", "train") for i in range(4)]
+    rows += [(f"ax{i}", "a", f"x{i}", "personal", "personal", "train") for i in range(9)]
+    columns = ["pair_id", "persona_id", "question_id", "axis", "kind", "split"]
+    every = pd.DataFrame(rows, columns=columns).assign(pair_id=lambda t: t["pair_id"] + t["split"])
+    kept = cap_train(every, seed=3)
+    counts = kept.groupby(["persona_id", "split", "axis"]).size()
+    assert counts["a", "train"].to_dict() == {"diet": 2, "music": 2, "personal": 9}
+    assert counts["a", "test"].to_dict() == {"diet": 4, "music": 3}
+    assert counts["b", "train"].to_dict() == {"diet": 4}
+    backwards = cap_train(every.iloc[::-1], seed=3)
+    assert set(backwards["pair_id"]) == set(kept["pair_id"])
+    assert any(set(cap_train(every, seed=s)["pair_id"]) != set(kept["pair_id"]) for s in range(4, 9))
+
+
+def test_an_uneven_axis_gives_what_it_has_and_the_other_the_rest():
+    # 5 pairs on diet, 1 on music: five stay, music's one and four of diet
+    rows = [(f"a{axis}{i}", "a", axis, "divergent", "train") for axis, n in (("diet", 5), ("music", 1))
+            for i in range(n)]
+    kept = cap_train(pd.DataFrame(rows, columns=["pair_id", "persona_id", "axis", "kind", "split"]), seed=1)
+    assert kept["axis"].value_counts().to_dict() == {"diet": 4, "music": 1}
+
+
+def test_a_share_of_the_labels_is_swapped_in_every_column():
+    pairs = pd.DataFrame({"pair_id": list("abcde"), "chosen": list("ABCDE"), "rejected": list("VWXYZ"),
+                          "ref_chosen_logps": range(5), "ref_rejected_logps": range(10, 15)})
+    half, most = swap_labels(pairs, 0.4, seed=1), swap_labels(pairs, 0.8, seed=1)
+    swapped = half["chosen"] != pairs["chosen"]
+    assert swapped.sum() == 2  # .4 of five
+    assert half.loc[swapped, "chosen"].tolist() == pairs.loc[swapped, "rejected"].tolist()
+    assert half.loc[swapped, "rejected"].tolist() == pairs.loc[swapped, "chosen"].tolist()
+    assert half.loc[swapped, "ref_chosen_logps"].tolist() == pairs.loc[swapped, "ref_rejected_logps"].tolist()
+    pd.testing.assert_frame_equal(half[~swapped], pairs[~swapped])
+    assert half["pair_id"].tolist() == list("abcde")
+    also = most["chosen"] != pairs["chosen"]
+    assert also.sum() == 4
+    assert also[swapped].all()
+    pd.testing.assert_frame_equal(swap_labels(pairs, 0.0, seed=1), pairs)
+    pd.testing.assert_frame_equal(half, swap_labels(pairs, 0.4, seed=1))
+    assert any(not half.equals(swap_labels(pairs, 0.4, seed=s)) for s in range(2, 6))

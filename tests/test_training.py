@@ -11,7 +11,7 @@ from peft import PeftModel
 from tiny import Training, make_policy
 from trl import DPOConfig, DPOTrainer
 
-from helpers import models, scoring, training
+from helpers import dpo, models, scoring, training
 
 # peft 0.21 asks transformers 5.23 by a name that is deprecated there; nothing here can be said otherwise
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -124,6 +124,39 @@ def test_a_cell_learns_and_leaves_the_base_alone(cell):
     assert facts["validation_accuracy"] == score(loaded, tokenizer, cell.validation)["correct"].mean()
     untrained = score(base, tokenizer, cell.score)
     assert not np.allclose(kept["logp_chosen"], untrained["logp_chosen"], rtol=1e-2)
+
+
+def test_four_numbers_and_the_loss_are_trls(cell):
+    training.run_cell(cell)
+    model, tokenizer = models.load_policy(cell.policy, cell.out)
+    (trl, loss), mine = training.trl_losses(model, tokenizer, cell), score(model, tokenizer, cell.train)
+    np.testing.assert_allclose(trl[["logp_chosen", "logp_rejected"]], mine[["logp_chosen", "logp_rejected"]],
+                               rtol=1e-5)
+    reference = cell.train[list(training.REFERENCE)]
+    np.testing.assert_allclose(trl[list(training.REFERENCE)], reference, rtol=1e-5)
+    four = [torch.tensor(column.to_numpy()) for column in (mine["logp_chosen"], mine["logp_rejected"],
+                                                           *(reference[name] for name in reference))]
+    assert loss == pytest.approx(dpo.dpo_loss(*four, beta=0.1).mean().item(), rel=1e-4)
+    assert loss < np.log(2) - 0.05  # and the adapter is not the reference
+    again = score(model, tokenizer, cell.train)  # the model is as it was
+    pd.testing.assert_frame_equal(mine, again)
+
+
+def test_several_adapters_live_on_one_base(cell, tmp_path):
+    cells = [replace(cell, policy_id=f"s{s}", seed=s, out=tmp_path / f"s{s}") for s in (1, 2)]
+    training.run_grid(cells, workers=1, executor="sequential")
+    model, tokenizer = models.load_adapters(cell.policy, {c.policy_id: c.out for c in cells})
+    ids = tokenizer([cell.score["tail"].iloc[0]] * 3, return_tensors="pt", add_special_tokens=False).to(model.device)
+    with torch.inference_mode():
+        mixed = model(**ids, adapter_names=["__base__", "s1", "s2"]).logits
+    for row, one in enumerate(cells, start=1):
+        model.set_adapter(one.policy_id)
+        again, kept = score(model, tokenizer, cell.score), training.read_scores([one])
+        np.testing.assert_allclose(again["logp_chosen"], kept["logp_chosen"], rtol=1e-5)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(**ids).logits[0], mixed[row], rtol=1e-4, atol=1e-5)
+    assert (mixed[0] - mixed[1]).abs().max() > 1e-2
+    assert (mixed[1] - mixed[2]).abs().max() > 1e-2
 
 
 def test_the_grid_resumes_and_does_not_depend_on_workers(cell, tmp_path):
