@@ -11,7 +11,7 @@ import yaml
 from helpers import DATA
 from helpers.artifacts import Store, atomic
 from helpers.claims import in_order
-from helpers.show import VERDICTS
+from helpers.figures import VERDICTS
 
 
 def write(store: Store) -> Path:
