@@ -26,6 +26,7 @@ from helpers.fingerprint import fingerprint
 from helpers.schemas import STAGES, TABLES, check, made_by
 
 RUNS = ROOT / "data" / "runs"
+DRAWING = tuple(f"helpers.{name}" for name in ("show", "figures", "claims", "measures", "printed"))
 FOLDERS = ("tables", "notebooks", "figures", "models", "work")
 
 
@@ -140,9 +141,9 @@ class Store:
     def work(self, stage: str) -> Path:
         """Folder for finished units of a stage; emptied of what other code, profiles or inputs have made.
 
-        What only draws (helpers.show) is left out of the comparison: a new colour retrains nothing.
+        What only draws or judges is left out of the comparison: a new colour retrains nothing.
         """
-        folder = self.path / "work" / stage / fingerprint(self, stage, without=("helpers.show",))[:12]
+        folder = self.path / "work" / stage / fingerprint(self, stage, without=DRAWING)[:12]
         for other in folder.parent.glob("*"):
             if other != folder:
                 shutil.rmtree(other)

@@ -4,24 +4,27 @@ A claim has a measure, with an interval from resampling people, and a side: wher
 whose inputs a run does not have is left out of the table and listed with the reason.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from helpers import DATA, stats
-from helpers.config import Profile
+from helpers.artifacts import RUNS, Store
+from helpers.config import ConfigError, Profile, flatten, load_profile
+from helpers.fingerprint import EXECUTION_ONLY
+from helpers.measures import MEASURES, PLANTED, Bench, Missing, demographics
+from helpers.printed import paper, value
 from helpers.schemas import TABLES
 
+__all__ = ["CLAIMS", "MEASURES", "PLANTED", "Bench", "Claim", "Missing", "across_runs", "demographics", "end_tests",
+           "evaluate", "in_order", "paper", "rule", "rules", "sentence", "verdict"]
 ALPHA = 0.05
-PLANTED = ("region", "isles")  # the base has read less about these people: data/world/little/cast.yaml
-
-
-class Missing(LookupError):
-    """A claim needs rows that this run does not have."""
+REFERENCE = DATA / "reference" / "claims.csv"
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,26 @@ class Claim:
     strict: bool = False
     tested: bool = False
     paper: str = ""
+    topic: str = ""
 
 
-def evaluate(scores: pd.DataFrame, personas: pd.DataFrame, cfg: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Apply every claim: the claims table, and the claims this run cannot speak to, each with its reason."""
-    bench, rows, absent = Bench(scores, personas, cfg), [], []
+def evaluate(scores: pd.DataFrame, personas: pd.DataFrame, cfg: Profile,
+             **tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Apply every claim: the claims table, and the claims this run cannot speak to, each with its reason.
+
+    tables: what else measures read (winrates, tax, prefixes, …), by name.
+    """
+    bench, rows, absent = Bench(scores, personas, cfg, **tables), [], []
     p_holm = end_tests(scores, personas, cfg).set_index("claim_id").p_holm.to_dict()
     for claim in CLAIMS:
         try:
-            found = MEASURES[claim.measure](bench, claim)
+            found = MEASURES[claim.measure](bench, claim.cells)
         except (Missing, stats.NoEstimate) as reason:
             absent.append((claim.claim_id, claim.statement, str(reason)))
             continue
         reached = verdict(found, claim, p_holm.get(claim.claim_id, 0.0))
         about = (claim.claim_id, claim.statement, claim.source)
-        rows.append((*about, *found, reached, paper_value(claim), rule(claim)))
+        rows.append((*about, *found, reached, value(claim.paper, claim.measure, claim.cells), rule(claim)))
     table = pd.DataFrame(rows, columns=list(TABLES["claims"].columns))
     return table, pd.DataFrame(absent, columns=["claim_id", "statement", "reason"])
 
@@ -89,15 +97,23 @@ def sentence(claim_id: str, table: pd.DataFrame, absent: pd.DataFrame) -> str:
 
 
 def rules() -> pd.DataFrame:
-    """The claims before any data: claim_id, statement, rule in words, source, paper_value."""
-    rows = [(c.claim_id, c.statement, rule(c), c.source, paper_value(c)) for c in CLAIMS]
-    return pd.DataFrame(rows, columns=["claim_id", "statement", "rule", "source", "paper_value"])
+    """The claims before any data: topic, claim_id, statement, rule in words, source, paper_value."""
+    rows = [(c.topic, c.claim_id, c.statement, rule(c), c.source, value(c.paper, c.measure, c.cells)) for c in CLAIMS]
+    return pd.DataFrame(rows, columns=["topic", "claim_id", "statement", "rule", "source", "paper_value"])
+
+
+def in_order(claims: pd.DataFrame) -> pd.DataFrame:
+    """The claims as data/paper/claims.yaml lists them, each with its topic; those it no longer has are left out."""
+    order = pd.DataFrame([(c.claim_id, c.topic) for c in CLAIMS], columns=["claim_id", "topic"])
+    return order.merge(claims, on="claim_id")
 
 
 def rule(claim: Claim) -> str:
     """The side in words, from the same numbers that decide."""
     lowest, highest = claim.side
-    what = " minus ".join(claim.cells) or claim.measure.replace("_", " ")
+    what = " minus ".join(claim.cells)
+    if claim.measure not in ("level", "gap"):
+        what = claim.measure.replace("_", " ") + (f" of {', '.join(claim.cells)}" if claim.cells else "")
     if np.isinf(highest):
         side = f"{'above' if claim.strict else 'at least'} {lowest:.2f}"
     elif np.isinf(lowest):
@@ -107,140 +123,34 @@ def rule(claim: Claim) -> str:
     return f"{what}: interval {side}" + (" and p < .05 after Holm" if claim.tested else "")
 
 
-def paper(source: str) -> pd.DataFrame:
-    """The paper's numbers of one table or figure: a column per part of the cell; value, spread, n, key."""
-    table = pd.read_csv(DATA / "paper" / "results.csv")
-    rows = table[table.source == source]
-    if rows.empty:
-        raise Missing(f"no {source} in data/paper/results.csv; it has {', '.join(table.source.unique())}")
-    parts = [dict(part.split("=", 1) for part in cell.split("; ")) for cell in rows.cell]
-    cells = pd.DataFrame(parts, index=rows.index)
-    return cells.replace({"True": True, "False": False}).join(rows[["value", "spread", "n", "key"]])
+def across_runs(store: Store, runs: Path = RUNS, reference: Path = REFERENCE) -> pd.DataFrame:
+    """This run's claims beside those of runs that differ in the seed alone, and beside the shipped records.
+
+    runs: a folder of run folders. reference: a CSV of claims with columns run and seed. Returns the columns of
+    the claims table, and run: what to call the run, in the order this, others by seed, shipped.
+    """
+    others = [Store(folder, cfg) for folder, cfg in _profiles(runs) if folder.resolve() != store.path.resolve()]
+    alike = [other for other in others if _settings(other.profile) == _settings(store.profile)]
+    stores = {f"this run, seed {store.profile.seed}": store}
+    stores |= {f"{o.name}, seed {o.profile.seed}": o for o in sorted(alike, key=lambda o: o.profile.seed)}
+    tables = [one.read("claims").assign(run=name) for name, one in stores.items() if one.has("claims")]
+    if reference.exists():
+        shipped = pd.read_csv(reference).astype({"seed": str})
+        tables.append(shipped.assign(run="shipped " + shipped.run + ", seed " + shipped.seed).drop(columns="seed"))
+    return in_order(pd.concat(tables, ignore_index=True))
 
 
-def paper_value(claim: Claim) -> float:
-    """What the paper's numbers give for the same measure; NaN where it printed none."""
-    if not claim.paper:
-        return float("nan")
-    table = paper(claim.paper)
-    if claim.measure == "fall_of_r":
-        r = table[table.trained == False].set_index("prefix").value  # noqa: E712  (a column of True, False and NaN)
-        return round(float(r["none"] - r["persona_gold"]), 4)
-    values = []
-    for method, prefix, kind in (cell.split() for cell in claim.cells):
-        unseen = table.method == method if method == "prompting" else table.trained == False  # noqa: E712
-        values.append(table[unseen & (table.prefix == prefix) & (table.kind == kind)].value.item())
-    return round(float(values[0] - sum(values[1:])), 4)
+def _profiles(runs: Path) -> Iterator[tuple[Path, Profile]]:
+    """The run folders and their profiles; a run of another version, whose settings are not today's, is no match."""
+    for stored in sorted(runs.glob("*/profile.yaml")):
+        with suppress(ConfigError):
+            yield stored.parent, load_profile(stored)
 
 
-def demographics(personas: pd.DataFrame) -> pd.DataFrame:
-    """A row per person, attribute and known value ("a/b" counts as both): persona_id, attribute, value."""
-    rows = [
-        (person.persona_id, attribute, value.strip())
-        for person in personas.itertuples()
-        for attribute, values in json.loads(person.demographics or "{}").items()
-        for value in str(values).split("/")
-        if value.strip() != "unknown"
-    ]
-    return pd.DataFrame(rows, columns=["persona_id", "attribute", "value"])
+def _settings(profile: Profile) -> dict:
+    """All that decides a result, but the seed."""
+    return {key: value for key, value in flatten(profile.dump()).items() if key not in EXECUTION_ONLY | {"seed"}}
 
 
-class Bench:
-    """The tables that measures read, and the options of their bootstrap."""
-
-    def __init__(self, scores: pd.DataFrame, personas: pd.DataFrame, cfg: Profile):
-        self.scores, self.personas, self.simulated = scores, personas, cfg.simulated
-        self.options = cfg.stats.model_dump() | {"seed": cfg.seed}
-
-    def cell(self, words: str) -> pd.DataFrame:
-        """The scored pairs of "method prefix kind[ setting]" ("*": any), of unseen people when trained."""
-        method, prefix, kind, setting = f"{words} main".split()[:4]
-        where = {"method": method, "prefix": prefix, "kind": kind, "setting": setting}
-        if method != "prompting":
-            where["trained"] = False
-        kept = [self.scores[column] == value for column, value in where.items() if value != "*"]
-        rows = self.scores[np.logical_and.reduce(kept)]
-        if rows.empty:
-            raise Missing(f"no scores of {words}")
-        return rows
-
-    def pair(self, first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Two cells; of two trained ones only the folds and seeds (with "*": and prefixes) that both have."""
-        a, b = self.cell(first), self.cell(second)
-        if "prompting" in first + second:
-            return a, b
-        on = ["fold", "seed", "prefix"][: 3 if "*" in first else 2]
-        of_a, of_b = pd.MultiIndex.from_frame(a[on]), pd.MultiIndex.from_frame(b[on])
-        if not of_a.isin(of_b).any():
-            raise Missing(f"{first} and {second} share no {', '.join(on)}")
-        return a[of_a.isin(of_b)], b[of_b.isin(of_a)]
-
-
-def _level(bench: Bench, claim: Claim) -> stats.Estimate:
-    return stats.contrast([bench.cell(claim.cells[0])], lambda a: a[..., 0], **bench.options)
-
-
-def _gap(bench: Bench, claim: Claim) -> stats.Estimate:
-    return stats.difference(*bench.pair(*claim.cells), **bench.options)
-
-
-def _largest_move(bench: Bench, _: Claim) -> stats.Estimate:
-    """The largest distance of a prompted prefix from none: every prefix's interval has to lie on the side."""
-    names = [name for name in bench.cell("prompting * divergent").prefix.unique() if name != "none"]
-    none = bench.cell("prompting none divergent")
-    cells = [bench.cell(f"prompting {name} divergent") for name in names]
-    return _widest([stats.difference(cell, none, **bench.options) for cell in cells])
-
-
-def _fall_of_r(bench: Bench, _: Claim) -> stats.Estimate:
-    """r(untrained, trained without prefix) minus r(untrained, trained with gold), all of a person's pairs."""
-    cells = map(bench.cell, ("prompting none *", "mt none *", "mt persona_gold *"))
-    points = pd.concat(map(stats.person_means, cells), axis=1, join="inner").to_numpy()
-    return stats.resample(points, lambda p: _r(p, 0, 1) - _r(p, 0, 2), **bench.options)
-
-
-def _r(points: np.ndarray, i: int, j: int) -> np.ndarray:
-    return stats.correlate(points[..., i], points[..., j])
-
-
-def _demographic_gap(bench: Bench, _: Claim) -> stats.Estimate:
-    """The largest distance between two groups of one attribute, groups under `min_people` left out."""
-    scored = bench.cell("mt persona_gpt4 divergent").merge(demographics(bench.personas), on="persona_id")
-    gaps = []
-    for _, rows in scored.groupby("attribute"):
-        groups = [group for _, group in rows.groupby("value")]
-        large = [group for group in groups if group.persona_id.nunique() >= bench.options["min_people"]]
-        for pair in combinations(large, 2):
-            gaps.append(stats.contrast(pair, _minus, paired=False, **bench.options))
-    return _widest(gaps)
-
-
-def _minus(accuracies: np.ndarray) -> np.ndarray:
-    return accuracies[..., 0] - accuracies[..., 1]
-
-
-def _widest(gaps: list[stats.Estimate]) -> stats.Estimate:
-    """Of several differences the largest size: estimate, low and high are each the largest of their kind."""
-    if not gaps:
-        raise Missing("nothing to compare: fewer than two groups or prefixes")
-    sizes = [(abs(g.estimate), max(0.0, g.low, -g.high), max(-g.low, g.high), g.n_people) for g in gaps]
-    return stats.Estimate(*(max(column) for column in zip(*sizes, strict=True)))
-
-
-def _planted_gap(bench: Bench, _: Claim) -> stats.Estimate:
-    """(name - gold) of the people the base has read less about, minus (name - gold) of everybody else."""
-    if not bench.simulated:
-        raise Missing("only the little world has a planted imbalance")
-    groups, least = demographics(bench.personas), bench.options["min_people"]
-    ids = set(groups[(groups.attribute == PLANTED[0]) & (groups.value == PLANTED[1])].persona_id)
-    both = [bench.cell(f"mt {prefix} divergent") for prefix in ("name", "persona_gold")]
-    cells = [rows[rows.persona_id.isin(ids) == inside] for inside in (True, False) for rows in both]
-    fewest = min(cell.persona_id.nunique() for cell in cells)
-    if fewest < least:
-        raise Missing(f"{fewest} people on one side of {' '.join(PLANTED)}, at least {least} needed")
-    return stats.contrast(cells, lambda a: a @ np.array([1, -1, -1, 1]), paired=False, **bench.options)
-
-
-MEASURES = {each.__name__[1:]: each for each in
-            (_level, _gap, _largest_move, _fall_of_r, _demographic_gap, _planted_gap)}
-CLAIMS = tuple(Claim(**entry) for entry in yaml.safe_load((DATA / "paper" / "claims.yaml").read_text()))
+_TOPICS = yaml.safe_load((DATA / "paper" / "claims.yaml").read_text())
+CLAIMS = tuple(Claim(topic=topic, **entry) for topic, entries in _TOPICS.items() for entry in entries)

@@ -134,14 +134,14 @@ def announce(store: Store, profile: str | None) -> None:
 
 def conclude(store: Store) -> None:
     """Print the claims with their verdicts, write the report, and say where it is."""
-    from helpers import show  # draws: not needed before the end
+    from helpers import claims, report  # draw: not needed before the end
 
     stamp = " (simulated world)" if store.profile.simulated else ""
     print(f"\nWhich findings of the paper did this run reproduce?{stamp}")
-    for claim in show.in_order(store.read("claims")).itertuples():
+    for claim in claims.in_order(store.read("claims")).itertuples():
         interval = f"{claim.estimate:6.3f} [{claim.low:.3f}, {claim.high:.3f}] n={claim.n_people}"
         print(f"  {claim.verdict:<15} {interval:<29} {claim.statement}")
-    print(f"\nReport: {show.report(store)}")
+    print(f"\nReport: {report.write(store)}")
 
 
 def _arguments() -> argparse.ArgumentParser:

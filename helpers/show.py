@@ -1,49 +1,49 @@
-"""What a reader sees: one theme, stamped figures, raw records, tables, a helper's source, the report."""
+"""What a reader of a notebook sees: one theme, stamped figures, raw records, tables, a helper's source."""
 
-import base64
 import inspect
 import textwrap
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-import jinja2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import yaml
 from IPython.display import HTML
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pandas.io.formats.style import Styler
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from helpers import DATA, ROOT
-from helpers.artifacts import Store, atomic
+from helpers import ROOT
+from helpers.artifacts import Store
+from helpers.figures import (
+    BLUE,
+    INK,
+    PREFIX_COLORS,
+    PREFIX_ORDER,
+    SETTINGS,
+    VERDICTS,
+    accuracy_bars,
+    equity_scatter,
+    forest,
+    sensitivity,
+    tax_people,
+    tax_prefixes,
+)
 
-PREFIX_COLORS = {  # Okabe and Ito's palette: the same colour for the same prefix everywhere
-    "none": "#7F7F7F", "tag": "#CC79A7", "vpl": "#F0E442", "few_shot": "#E69F00", "persona": "#56B4E9",
-    "persona_gpt4": "#0072B2", "persona_gold": "#009E73", "name": "#D55E00",
-}
-PREFIX_ORDER = tuple(PREFIX_COLORS)
-SETTINGS = {  # notebook 10: what each asks, and its hatch (wrong prefix: lines, removed: crosses)
-    "seen_seen": ("seen person\nsame prefix", ""), "seen_reseed": ("seen person\nother shots", ""),
-    "unseen": ("unseen person", ""), "unseen_wrong": ("unseen person\nwrong prefix", "//"),
-    "seen_wrong_seen": ("seen person\nwrong, seen", "//"),
-    "seen_wrong_unseen": ("seen person\nwrong, unseen", "//"),
-    "seen_removed": ("seen person\nremoved", "xx"), "unseen_removed": ("unseen person\nremoved", "xx"),
-}
-VERDICTS = {  # colour and marker, so that neither is needed alone
-    "reproduced": ("#00795C", "o"), "not reproduced": ("#B3401B", "X"), "inconclusive": ("#5F5F5F", "D"),
-}
-INK, BLUE = "#222222", "#0072B2"
+__all__ = ["BLUE", "INK", "PREFIX_COLORS", "PREFIX_ORDER", "SETTINGS", "VERDICTS", "accuracy_bars", "equity_scatter",
+           "forest", "records", "sensitivity", "source", "stamp", "table", "tax_people", "tax_prefixes",
+           "theme"]
+
+WORLD = "simulated world"
+_captions = {"before": ""}  # what `theme` puts before every caption
 
 
-def theme() -> None:
-    """Set the one look of every figure."""
+def theme(store: Store | None = None) -> None:
+    """Set the one look of every figure; with a run of the little world, its words go before every table's caption."""
+    _captions["before"] = WORLD if store and store.profile.simulated else ""
     look = {"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E6E6E6",
             "axes.edgecolor": "#888888", "hatch.linewidth": 0.6}
     sns.set_theme(style="whitegrid", palette=list(PREFIX_COLORS.values()), font_scale=0.85, rc=look)
@@ -54,149 +54,14 @@ def stamp(fig: Figure, store: Store, n: int | str) -> Figure:
 
     n: the number of people, or a text such as "n = 40 questions, no intervals".
     """
-    world = "simulated world · " if store.profile.simulated else ""
+    world = f"{WORLD} · " if store.profile.simulated else ""
     drawn = f"n = {n} people · intervals {store.profile.stats.confidence:.0%}, people resampled"
     text = f"{world}run {store.name} · {n if isinstance(n, str) else drawn}"
     pad = 0.28 / fig.get_figheight()
-    if fig.get_layout_engine() is None:
+    if not isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine):
         fig.set_layout_engine("constrained")
     fig.get_layout_engine().set(rect=(0, pad, 1, 1 - pad))
     fig.text(0.995, 0.25 * pad, text, ha="right", va="bottom", fontsize=8, color="#555555")
-    return fig
-
-
-def accuracy_bars(
-    summary: pd.DataFrame, x="prefix", hue=None, col="kind", baseline=None, paper=None, color=BLUE, rows=False,
-    baseline_label="untrained, no prefix"
-) -> Figure:
-    """Accuracy per `x` with intervals; chance and baseline dashed, the paper's values hollow.
-
-    summary: rows of stats.cluster_bootstrap with columns `x`, `col` and, if given, `hue`; a row without
-    numbers (few="blank") gets its n and no bar. baseline: {value of `col`: accuracy}. paper: the same columns
-    and `value`. color: where there is no prefix column. rows: panels below one another.
-    """
-    panels = _ordered(col, summary[col]) or ["no rows"]
-    shape = (len(panels), 1) if rows else (1, len(panels))
-    wide = 0.85 + 0.62 * min(7, summary.groupby(col)[x].nunique().max() if len(summary) else 7)
-    size = (10.5, 3.1 * len(panels)) if rows else (wide * len(panels), 3.6)
-    fig, axes = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for ax, panel in zip(axes.flat, panels, strict=True):
-        of_panel = summary[summary[col] == panel]
-        _bars(ax, of_panel, x, hue, color)
-        if paper is not None:
-            _paper_marks(ax, paper[paper[col] == panel], of_panel, x, hue)
-        _reference_lines(ax, (baseline or {}).get(panel), baseline_label)
-        ax.set(title=str(panel).replace("_", " "), ylim=(0, 1), xlabel="")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy (fraction of pairs)")
-    _legend(fig, axes, hue, summary)
-    return fig
-
-
-def sensitivity(summary: pd.DataFrame, baseline: Mapping[str, float] | None = None) -> Figure:
-    """The paper's Figure 15: each sensitivity setting, a bar per prefix; hatched where lower is better."""
-    label = "trained without a prefix"
-    return accuracy_bars(summary, x="setting", hue="prefix", baseline=baseline, rows=True, baseline_label=label)
-
-
-def equity_scatter(points: pd.DataFrame, notes: Mapping[str, str] | None = None) -> Figure:
-    """Unseen accuracy after training against the untrained one, a dot per person, a panel per prefix.
-
-    points: columns prefix, persona_id, untrained, trained. notes: {prefix: text in its panel}, such as r.
-    """
-    names = _ordered("prefix", points.prefix)
-    n_cols = min(4, len(names))
-    n_rows = -(-len(names) // n_cols)
-    size = (2.6 * n_cols, 2.8 * n_rows)
-    fig, axes = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, layout="constrained")
-    for ax, name in zip(axes.flat, names, strict=False):
-        chosen = points[points.prefix == name]
-        ax.axline((0.5, 0.5), slope=1, color=INK, ls="--", lw=1)
-        ax.scatter(chosen.untrained, chosen.trained, s=22, color=PREFIX_COLORS[name], edgecolor="w", lw=0.5)
-        ax.set(title=name.replace("_", " "), xlim=(0, 1.02), ylim=(0, 1.02))
-        ax.text(0.97, 0.04, (notes or {}).get(name, ""), transform=ax.transAxes, fontsize=8, ha="right")
-        ax.set_xlabel("accuracy, untrained", fontsize=8)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy, trained", fontsize=8)
-    for ax in axes.flat[len(names):]:
-        ax.set_visible(False)
-    return fig
-
-
-def tax_people(people: pd.DataFrame, others: pd.DataFrame, paper: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """The paper's Figure 7 as changes: a dot per person, sorted, beside the same adapters without a prefix.
-
-    people: group, persona_id, prefix, change, low, high. others: group, label, prefix, change, low, high. paper:
-    group, label ("" for a person) and change, drawn hollow. titles: {group: text}, a panel each.
-    """
-    size = {"figsize": (4.2 * len(titles), 3.6), "squeeze": False, "layout": "constrained"}
-    fig, axes = plt.subplots(1, len(titles), sharey=True, **size)
-    for ax, (group, title) in zip(axes.flat, titles.items(), strict=True):
-        dots, left, theirs = (rows[rows["group"] == group] for rows in (people, others, paper))
-        dots = dots.sort_values(["change", "persona_id"])
-        places = [*range(-1 - len(left), -1), *range(len(dots))]
-        for at, row in zip(places, pd.concat([left, dots]).to_dict("records"), strict=True):
-            look = {"color": PREFIX_COLORS[row["prefix"]], "marker": "s" if at < 0 else "o"}
-            ax.plot([at, at], [row["low"], row["high"]], color=look["color"], lw=1.2)
-            ax.plot(at, row["change"], ls="", ms=6, **look)
-        _paper_people(ax, theirs, list(left["label"]), len(dots))
-        ax.axhline(0, color=INK, ls=(0, (6, 3)), lw=1.2, label="untrained, no prefix")
-        ax.set_xticks(places, [*left["label"], *dots["persona_id"]], rotation=90, fontsize=7)
-        ax.set(title=title, ylabel="change of accuracy" if ax is axes[0, 0] else "")
-        ax.grid(False, axis="x")
-    for marker, label in (("o", "trained, an unseen person's prefix"), ("s", "trained, no prefix in front")):
-        axes[0, 0].plot([], [], marker, color="#555555", ls="", label=label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return fig
-
-
-def tax_prefixes(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """The paper's Figure 17 as changes: by the prefix in training, with it in front and with it taken away.
-
-    rows: group, prefix, what (a marker each), change, low, high. titles: {group: text}, a panel each.
-    """
-    names, kinds = _ordered("prefix", rows["prefix"]), list(dict.fromkeys(rows["what"]))
-    size = {"figsize": (4.2 * len(titles), 3.6), "squeeze": False, "layout": "constrained"}
-    fig, axes = plt.subplots(1, len(titles), sharey=True, **size)
-    for ax, (group, title) in zip(axes.flat, titles.items(), strict=True):
-        for row in rows[rows["group"] == group].to_dict("records"):
-            at = names.index(row["prefix"]) + 0.22 * (kinds.index(row["what"]) - (len(kinds) - 1) / 2)
-            color, marker = PREFIX_COLORS.get(row["prefix"], INK), "soD^"[kinds.index(row["what"])]
-            ax.plot([at, at], [row["low"], row["high"]], color=color, lw=1.4)
-            ax.plot(at, row["change"], marker, color=color, ms=6)
-        ax.axhline(0, color=INK, ls=(0, (6, 3)), lw=1.2, label="untrained, no prefix")
-        ax.set_xticks(range(len(names)), [_label("prefix", name) for name in names], rotation=35, ha="right", fontsize=8)
-        ax.set(title=title, xlim=(-0.6, len(names) - 0.4), ylabel="change of accuracy" if ax is axes[0, 0] else "")
-        ax.grid(False, axis="x")
-    for marker, kind in zip("soD^", kinds, strict=False):
-        axes[0, 0].plot([], [], marker, color="#555555", ls="", label=kind)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return fig
-
-
-def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.0) -> Figure:
-    """One line a row: estimate and interval, the paper's value hollow, the claim's side shaded.
-
-    table: `label`, estimate, low, high; optional n_people, verdict (colour and marker), prefix (colour),
-    paper_value, side_low, side_high. zero: where the dashed line stands.
-    """
-    fig, ax = plt.subplots(figsize=(9, max(2.4, 1.5 + 0.33 * len(table))), layout="constrained")
-    drawn = table[["low", "high", *({"paper_value"} & set(table))]].to_numpy(dtype=float).ravel()
-    drawn = drawn[~np.isnan(drawn)]
-    left, right = min(drawn, default=0) - 0.05, max(drawn, default=1) + 0.05
-    for y, row in enumerate(table.to_dict("records")):
-        _forest_line(ax, y, row, left, right)
-    if zero is not None:
-        ax.axvline(zero, color=INK, ls="--", lw=1)
-    for verdict, (color, marker) in VERDICTS.items() if "verdict" in table else ():
-        ax.plot([], [], marker, color=color, ls="", label=verdict)
-    if "paper_value" in table:
-        ax.plot([], [], "o", mfc="white", mec=INK, ls="", label="paper")
-        fig.legend(loc="outside upper center", ncols=4, frameon=False)
-    counts = [f"  (n={n})" for n in table.n_people] if "n_people" in table else [""] * len(table)
-    ax.set_yticks(range(len(table)), [f"{text}{n}" for text, n in zip(table[label], counts, strict=True)])
-    ax.set(xlabel=xlabel, xlim=(left, right), ylim=(len(table) - 0.4, -0.6))
-    ax.grid(False, axis="y")
     return fig
 
 
@@ -211,8 +76,12 @@ def records(df: pd.DataFrame, n: int = 2) -> None:
         print("-" * (width + 99))
 
 
-def table(df: pd.DataFrame, caption: str = "") -> Styler:
-    """The rows as an HTML table with every text escaped; verdicts in their colours."""
+def table(df: pd.DataFrame, caption: str = "", ours: bool = True) -> Styler:
+    """The rows as an HTML table with every text escaped; verdicts in their colours.
+
+    ours: False for the paper's own numbers, which do not come from a simulated world.
+    """
+    caption = " · ".join(filter(None, [_captions["before"] if ours else "", caption]))
     flat = df.map(lambda v: ", ".join(map(str, v)) if isinstance(v, list | np.ndarray) else v)
     styled = flat.style.format(precision=3, escape="html", na_rep="–").format_index(escape="html", axis=1)
     styled = styled.hide(axis="index").set_caption(escape(caption)).set_properties(**{"text-align": "left"})
@@ -227,143 +96,3 @@ def source(fn: object) -> HTML:
     where = Path(inspect.getsourcefile(fn)).resolve().relative_to(ROOT)
     body = highlight(code, PythonLexer(), HtmlFormatter(noclasses=True, style="friendly"))
     return HTML(f"<div><small>{escape(str(where))}, line {line}</small>{body}</div>")
-
-
-def in_order(claims: pd.DataFrame) -> pd.DataFrame:
-    """The claims as data/paper/claims.yaml lists them, not by the alphabet of their ids."""
-    listed = yaml.safe_load((DATA / "paper" / "claims.yaml").read_text())
-    order = {entry["claim_id"]: i for i, entry in enumerate(listed)}
-    return claims.sort_values("claim_id", key=lambda ids: ids.map(order), ignore_index=True)
-
-
-def report(store: Store) -> Path:
-    """Write report.html, one file that needs no other: claims, figures, links to notebooks, provenance."""
-    facts = store.log()
-    stages = facts.pop("stages")
-    facts.pop("profile", None)  # shown from the store
-    loader = jinja2.FileSystemLoader(DATA / "templates")
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page.filters["flat"] = _flat
-    html = page.get_template("report.html.j2").render(
-        run=store.name,
-        profile=store.profile,
-        claims=in_order(store.read("claims")).to_dict("records") if store.has("claims") else [],
-        absent=stages.get("15_claims", {}).get("not_applicable", []),
-        verdicts=VERDICTS,
-        figures=[(path.stem, _embedded(path)) for path in sorted((store.path / "figures").glob("*.png"))],
-        notebooks=_notebooks(store.path),
-        stages=stages,
-        facts=facts,
-    )
-    path = store.path / "report.html"
-    with atomic(path) as file:
-        file.write_text(html, encoding="utf-8")
-    return path
-
-
-def _ordered(column: str, values: pd.Series) -> list:
-    """The column's values in the order in which they are always drawn."""
-    orders = {"prefix": PREFIX_ORDER, "setting": tuple(SETTINGS), "kind": ("personal", "divergent")}
-    known = orders.get(column, ())
-    found = list(dict.fromkeys(values))
-    return [value for value in known if value in found] + [value for value in found if value not in known]
-
-
-def _paper_people(ax: plt.Axes, paper: pd.DataFrame, labels: list[str], n: int) -> None:
-    """The paper's people, sorted, spread over the n places of ours, and its other marks under our labels."""
-    theirs = np.sort(paper.loc[paper["label"] == "", "change"])
-    marks = list(zip(np.linspace(0, max(n - 1, 0), len(theirs)), theirs, strict=True)) if n else []
-    of_label = paper[paper["label"].isin(labels)]
-    marks += [(labels.index(row.label) - 1 - len(labels), row.change) for row in of_label.itertuples()]
-    if marks:
-        ax.plot(*zip(*marks, strict=True), "o", mfc="none", mec=INK, ms=5, ls="", label="paper", zorder=3)
-
-
-def _forest_line(ax: plt.Axes, y: int, row: dict, left: float, right: float) -> None:
-    """One row of a forest; the side's shade ends at the frame."""
-    color, marker = VERDICTS.get(row.get("verdict"), (PREFIX_COLORS.get(row.get("prefix"), INK), "o"))
-    if "side_low" in row:
-        low, high = max(row["side_low"], left), min(row["side_high"], right)
-        ax.barh(y, high - low, left=low, height=0.8, color="#DDEFE8", lw=0)
-    ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
-    ax.plot(row["estimate"], y, marker, color=color, ms=7)
-    ax.plot(row.get("paper_value", np.nan), y, "o", mfc="white", mec=INK, ms=6, zorder=3)
-
-
-def _bars(ax: plt.Axes, rows: pd.DataFrame, x: str, hue: str | None, color: str) -> None:
-    """Bars with intervals; a group without numbers gets only its n. Tick labels carry n where it differs."""
-    places, width = _places(rows, x, hue)
-    for row in rows.to_dict("records"):
-        at = places[row[x], row.get(hue)]
-        if np.isnan(row["accuracy"]):
-            ax.text(at, 0.02, f"n={row['n_people']}\nno bar", ha="center", fontsize=7, color="#777777")
-            continue
-        prefix = row[x] if x == "prefix" else row.get("prefix")
-        hatch = SETTINGS.get(row.get("setting"), ("", ""))[1]
-        alpha = 0.45 if row.get("trained") is True else 1.0
-        look = {"color": PREFIX_COLORS.get(prefix, color), "alpha": alpha}
-        ax.bar(at, row["accuracy"], width * 0.9, hatch=hatch, edgecolor="white", lw=0, **look)
-        ax.plot([at, at], [row["low"], row["high"]], color=INK, lw=1.3)
-    ticks, differ = _ordered(x, rows[x]), rows.n_people.nunique() > 1 and not hue
-    counts = {row[x]: f"\nn={row['n_people']}" if differ else "" for row in rows.to_dict("records")}
-    turn = {"rotation": 35, "ha": "right"} if len(ticks) > 4 and x != "setting" else {}
-    ax.set_xticks(range(len(ticks)), [_label(x, tick) + counts[tick] for tick in ticks], fontsize=8, **turn)
-    ax.set_xlim(-0.6, len(ticks) - 0.4)
-    ax.grid(False, axis="x")
-
-
-def _legend(fig: Figure, axes: np.ndarray, hue: str | None, summary: pd.DataFrame) -> None:
-    """Lines and marks as drawn, and a plain patch for each value of `hue`."""
-    named = [pair for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in named}
-    for value in _ordered(hue, summary[hue]) if hue else []:
-        alpha = 0.45 if hue == "trained" and value else 1.0
-        handles[_label(hue, value)] = Patch(color=PREFIX_COLORS.get(value, "#555555"), alpha=alpha)
-    columns = -(-len(handles) // -(-len(handles) // 6))
-    fig.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
-
-
-def _paper_marks(ax: plt.Axes, paper: pd.DataFrame, rows: pd.DataFrame, x: str, hue: str | None) -> None:
-    places, _ = _places(rows, x, hue)
-    marks = [(places.get((row[x], row.get(hue))), row["value"]) for row in paper.to_dict("records")]
-    marks = [(at, value) for at, value in marks if at is not None]
-    if marks:
-        ax.plot(*zip(*marks, strict=True), "o", mfc="white", mec=INK, ms=6, ls="", label="paper", zorder=3)
-
-
-def _reference_lines(ax: plt.Axes, baseline: float | None, label: str) -> None:
-    ax.axhline(0.5, color="#999999", ls="--", lw=1, label="chance")
-    if baseline is not None:
-        ax.axhline(baseline, color=INK, ls=(0, (6, 3)), lw=1.2, label=label)
-
-
-def _places(rows: pd.DataFrame, x: str, hue: str | None) -> tuple[dict, float]:
-    """Where each (x, hue) stands, and the width of a bar."""
-    hues = _ordered(hue, rows[hue]) if hue else [None]
-    width = 0.84 / len(hues)
-    shift = {value: (i - (len(hues) - 1) / 2) * width for i, value in enumerate(hues)}
-    return {(v, h): i + shift[h] for i, v in enumerate(_ordered(x, rows[x])) for h in hues}, width
-
-
-def _label(column: str, value: object) -> str:
-    if column == "trained":
-        return "person seen in training" if value else "unseen person"
-    return SETTINGS[value][0] if column == "setting" and value in SETTINGS else str(value).replace("_", " ")
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _notebooks(run: Path) -> list[tuple[str, str]]:
-    """(stem, link relative to the report) of the executed notebooks, as HTML where there is one."""
-    files = [path for suffix in ("ipynb", "html") for path in (run / "notebooks").glob(f"*.{suffix}")]
-    found = {path.stem: path for path in files}
-    return [(stem, path.relative_to(run).as_posix()) for stem, path in sorted(found.items())]
-
-
-def _flat(value: object, above: str = "") -> list[tuple[str, str]]:
-    """Nested facts as (dotted name, text) rows."""
-    if not isinstance(value, Mapping):
-        return [(above, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
-    return [row for key, inner in value.items() for row in _flat(inner, f"{above}.{key}".strip("."))]

@@ -34,6 +34,17 @@ class Estimate(NamedTuple):
     n_people: int
 
 
+class GroupTest(NamedTuple):
+    """Groups of people compared by one number a person, and how often chance alone sets them as far apart."""
+
+    statistic: float
+    p: float
+    lowest: str
+    highest: str
+    n_groups: int
+    n_people: int
+
+
 def resample(
     values: np.ndarray, statistic: Callable,
     n_boot=2000, seed=17, confidence=0.95, min_people=MIN_PEOPLE, few="raise",
@@ -99,6 +110,42 @@ def person_means(scores: pd.DataFrame) -> pd.Series:
     return scores.groupby("persona_id", observed=True)["correct"].mean()
 
 
+def lowest(scores: pd.DataFrame, share: float = 0.1, **options) -> Estimate:
+    """Mean accuracy of the `share` of people (one at least) who are served worst, each person counting once.
+
+    Every draw of people has its own worst served. Being picked for a low number they did a little better than
+    it says: compare it between conditions, not with a mean. options: those of `resample`.
+    """
+    def worst(points: np.ndarray) -> np.ndarray:
+        n = max(1, round(share * points.shape[-2]))
+        return np.sort(points[..., 0], axis=-1)[..., :n].mean(axis=-1)
+
+    return resample(person_means(scores).to_numpy()[:, None], worst, **options)
+
+
+def group_permutation(means: pd.Series, groups: pd.Series, statistic: Callable = np.ptp, n_draws: int = 10_000,
+                      seed: int = 17, min_people: int = MIN_PEOPLE) -> GroupTest:
+    """Do groups of people differ more than if the people's numbers were dealt out anew?
+
+    means: one number per person, indexed by persona_id (`person_means`). groups: the group of each membership,
+    indexed by persona_id; somebody may be in several. statistic: of the groups' means along an axis: np.ptp, the
+    largest gap, or np.var, the variance between groups. p: the share of `n_draws` seeded deals, the observed
+    one among them, that reach it. Raises TooFewPeople without two groups of `min_people`.
+    """
+    member = pd.crosstab(groups, groups.index).reindex(columns=means.index, fill_value=0).clip(upper=1)
+    member = member[member.sum(axis=1) >= min_people]
+    if len(member) < 2:
+        raise TooFewPeople(f"{len(member)} groups with {min_people} people or more, two needed to compare")
+    member = member.loc[:, member.any()]
+    values, weights = means[member.columns].to_numpy(), member.div(member.sum(axis=1), axis=0).to_numpy().T
+    deals = np.random.default_rng(seed).permuted(np.tile(values, (n_draws, 1)), axis=1)
+    deals[0] = values
+    found = statistic(deals @ weights, axis=-1)
+    of_group = pd.Series(values @ weights, index=member.index)
+    return GroupTest(float(found[0]), float(np.mean(found >= found[0] - 1e-12)), str(of_group.idxmin()),
+                     str(of_group.idxmax()), len(member), len(values))
+
+
 def paired_permutation(a: pd.Series, b: pd.Series, n_draws: int = 10_000, seed: int = 17) -> float:
     """Two-sided p of "no mean difference": swap the two conditions of each person.
 
@@ -114,6 +161,23 @@ def paired_permutation(a: pd.Series, b: pd.Series, n_draws: int = 10_000, seed: 
         signs = np.random.default_rng(seed).choice([1, -1], size=(n_draws, len(gaps)))
         signs[0] = 1
     return float(np.mean(np.abs(signs @ gaps) >= abs(gaps.sum()) - 1e-12))
+
+
+def paired_tests(rows: Sequence[tuple], names: Sequence[str], **options) -> pd.DataFrame:
+    """Many differences between two conditions of the same people, each with its corrected permutation test.
+
+    rows: (*labels, scores_a, scores_b), pairs scored in both conditions. names: what the labels are called.
+    Returns names, estimate (accuracy of a minus that of b), low, high, n_people, p, p_holm (over all rows);
+    rows with fewer people than `min_people` are left out. options: those of `resample`.
+    """
+    found = []
+    for *labels, a, b in rows:
+        with suppress(NoEstimate):
+            seed = {key: options[key] for key in ("seed",) if key in options}
+            p = paired_permutation(person_means(a), person_means(b), **seed)
+            found.append((*labels, *difference(a, b, **options), p))
+    table = pd.DataFrame(found, columns=[*names, *Estimate._fields, "p"])
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def holm(pvalues: Sequence[float]) -> np.ndarray:

@@ -1,30 +1,13 @@
 """Claims on tiny score tables where the answer is known."""
 
-import json
-
 import pandas as pd
 import pytest
+from scored import people, scored
 
 from helpers import claims, schemas, stats
+from helpers.artifacts import Store, open_run
+from helpers.fingerprint import fingerprint
 from helpers.stats import Estimate
-
-
-def scored(words: str, rights: list[list[int]], **columns) -> pd.DataFrame:
-    """Scores of "method prefix kind[ setting]": one list of right (1) and wrong (0) per person."""
-    method, prefix, kind, setting = f"{words} main".split()[:4]
-    rows = [
-        {"persona_id": f"p{who}", "pair_id": f"p{who}-{kind}-{k}", "correct": bool(right)}
-        for who, pairs in enumerate(rights)
-        for k, right in enumerate(pairs)
-    ]
-    fixed = {"method": method, "prefix": prefix, "kind": kind, "setting": setting, "fold": 0, "seed": 0}
-    return pd.DataFrame(rows).assign(**fixed, trained=False).assign(**columns)
-
-
-def people(n: int, **demographics) -> pd.DataFrame:
-    """n people; each keyword gives one value per person."""
-    rows = [json.dumps({key: values[i] for key, values in demographics.items()}) for i in range(n)]
-    return pd.DataFrame({"persona_id": [f"p{i}" for i in range(n)], "demographics": rows})
 
 
 def found(claim_id: str, scores: pd.DataFrame, personas: pd.DataFrame, profile) -> pd.Series:
@@ -116,80 +99,6 @@ def test_the_table_fits_its_schema(profile):
     assert schemas.check("claims", table).verdict.tolist() == ["reproduced"]
 
 
-def test_people_seen_in_training_do_not_count(profile):
-    unseen = scored("mt persona_gold divergent", [[1, 0]] * 5)
-    seen = scored("mt persona_gold divergent", [[1, 1]] * 5, trained=True)
-    assert found("gold_level", pd.concat([unseen, seen]), people(5), profile).estimate == 0.5
-
-
-def test_the_largest_move_counts_every_prefix(profile):
-    # none .5; tag .75 (+.25); name 0 (-.5): the largest move is .5.
-    cells = {"none": [1, 0, 1, 0], "tag": [1, 1, 1, 0], "name": [0, 0, 0, 0]}
-    scores = pd.concat([scored(f"prompting {name} divergent", [each] * 5) for name, each in cells.items()])
-    row = found("prompting_moves_little", scores, people(5), profile)
-    assert (row.estimate, row.low, row.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert row.verdict == "not reproduced"
-
-
-def test_two_trainings_are_compared_on_the_seeds_both_have(profile):
-    # Seed 0: loser-only .5 against 1.0. Seed 1 exists only without the loser (all wrong) and must not count.
-    scores = pd.concat(
-        [
-            scored("mt_loser none divergent", [[1, 0]] * 5),
-            scored("mt none divergent", [[1, 1]] * 5),
-            scored("mt none divergent", [[0, 0]] * 5, seed=1),
-            scored("mt persona_gold divergent", [[0, 0]] * 5),  # no loser-only training of this prefix
-        ]
-    )
-    row = found("loser_only_hurts", scores, people(5), profile)
-    assert (row.estimate, row.verdict) == (-0.5, "reproduced")
-
-
-def test_the_fall_of_r_by_hand(profile):
-    # Untrained accuracies 0, .25, .5, .75, 1. Trained without prefix they are the same (r = 1); with gold
-    # they are mirrored (r = -1): the fall is 2.
-    steps = [[1] * k + [0] * (4 - k) for k in range(5)]
-    scores = pd.concat(
-        [
-            scored("prompting none divergent", steps),
-            scored("mt none divergent", steps),
-            scored("mt persona_gold divergent", steps[::-1]),
-        ]
-    )
-    row = found("equity_r_falls", scores, people(5), profile)
-    assert row.estimate == pytest.approx(2.0)
-    assert (row.verdict, row.paper_value) == ("reproduced", 0.45)  # paper .61 - .16
-
-
-def test_the_demographic_gap_leaves_small_groups_out(profile):
-    # Valley (5 people) .5, harbour (5) 1.0, isles (1) 0: the gap is .5 and not 1. One schooling has no gap.
-    rights = [[1, 0]] * 5 + [[1, 1]] * 5 + [[0, 0]]
-    region = ["valley"] * 5 + ["harbour"] * 5 + ["isles"]
-    scores = scored("mt persona_gpt4 divergent", rights)
-    row = found("no_demographic_gap", scores, people(11, region=region, schooling=["trade"] * 11), profile)
-    assert (row.estimate, row.low, row.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert (row.n_people, row.verdict) == (10, "not reproduced")
-
-
-def test_the_planted_gap_by_hand(profile):
-    # Isles: name .5, gold 1 (-.5). Others: name 1, gold 1 (0). Difference of the differences: -.5.
-    region = ["isles"] * 5 + ["valley"] * 6
-    name = scored("mt name divergent", [[1, 0]] * 5 + [[1, 1]] * 6)
-    scores = pd.concat([name, scored("mt persona_gold divergent", [[1, 1]] * 11)])
-    row = found("planted_gap_shows", scores, people(11, region=region), profile)
-    assert (row.estimate, row.n_people, row.verdict) == (-0.5, 11, "reproduced")
-    real = profile.model_copy(update={"simulated": False})
-    _, absent = claims.evaluate(scores, people(11, region=region), real)
-    assert "only the little world" in absent.set_index("claim_id").reason["planted_gap_shows"]
-
-
-def test_demographics_come_apart_at_the_slash_and_leave_out_what_nobody_knows():
-    long = claims.demographics(people(1, work=["singer/actor"], region=["valley"], age=["unknown"]))
-    assert long.values.tolist() == [
-        ["p0", "work", "singer"], ["p0", "work", "actor"], ["p0", "region", "valley"]
-    ]
-
-
 def test_rules_say_what_decides():
     rules = claims.rules().set_index("claim_id")
     assert rules.index.is_unique
@@ -204,6 +113,12 @@ def test_paper_values_are_computed_from_the_papers_table():
     assert values["gold_above_gpt4"] == pytest.approx(0.6711 - 0.6250)
     assert values["none_lifts_personal"] == pytest.approx(0.5584 - 0.484)
     assert values["name_above_gpt4"] == pytest.approx(0.6640 - 0.6606)
+    assert values["answers_beat_untrained"] == 0.64
+    assert values["vpl_below_gold"] == pytest.approx(0.5519 - 0.6711)
+    assert values["gpt4_overlaps_above_persona"] == pytest.approx(0.29 - 0.23)
+    assert values["judge_fits_truth"] == 0.78
+    # Figure 7: reasoning behind fifteen personas adds up to 9.118, the untrained model has .679
+    assert values["reasoning_falls"] == pytest.approx(9.118 / 15 - 0.679, abs=1e-4)
     assert pd.isna(values["wrong_gold_hurts"])
     with pytest.raises(claims.Missing, match="no Table 99"):
         claims.paper("Table 99")
@@ -231,3 +146,83 @@ def test_the_same_seed_gives_the_same_table(profile):
     other, _ = claims.evaluate(scores, people(7), profile.model_copy(update={"seed": 18}))
     assert other.estimate.equals(first.estimate)
     assert profile.stats.min_people == stats.MIN_PEOPLE
+
+
+def test_with_labels_tossed_by_a_coin_nothing_that_needs_labels_is_reproduced(profile):
+    # Everybody is right in one of two pairs, whoever trained what behind which prefix: every level is .5, every gap
+    # and every r is 0 or undefined. What is left "reproduced" are the findings that say "no difference".
+    names = ("none", "tag", "few_shot", "persona", "persona_gpt4", "persona_gold", "name")
+    settings = ("main", "unseen", "unseen_wrong", "unseen_removed", "small", "leave_axis_out")
+    cells = [(f"mt {name} {kind} {setting}", {}) for name in names for setting in settings for kind in schemas.KINDS]
+    cells += [(f"mt {name} {kind} {setting}", {"trained": True}) for name in names for kind in schemas.KINDS
+              for setting in ("seen_seen", "seen_reseed", "small")]
+    cells += [(f"{method} {name} {kind}", {}) for method in ("prompting", "mt_loser") for name in names
+              for kind in schemas.KINDS]
+    cells += [(f"pm none {kind}{setting}", {"trained": True}) for kind in schemas.KINDS for setting in ("", " data10")]
+    cells += [(f"vpl vpl {kind}", {"variant": "shots16"}) for kind in schemas.KINDS]
+    scores = pd.concat([scored(words, [[1, 0], [0, 1]] * 4, **columns) for words, columns in cells])
+    table, _ = claims.evaluate(scores, people(8), profile)
+    sides = {claim.claim_id: claim for claim in claims.CLAIMS}
+    needs_labels = [row.claim_id for row in table.itertuples() if not _holds_at_chance(sides[row.claim_id])]
+    verdicts = table.set_index("claim_id").verdict
+    assert {"gold_level", "gold_above_gpt4", "end_gold_none", "none_lifts_personal", "wrong_gold_hurts",
+            "pm_lifts_own_divergent", "pm_more_data", "vpl_below_gold", "axis_out_gold_above_none"} <= set(needs_labels)
+    assert set(verdicts[needs_labels]) == {"not reproduced"}
+    assert verdicts["removed_gold_reverts"] == "reproduced"
+
+
+def _holds_at_chance(claim: claims.Claim) -> bool:
+    """Whether a level of .5, or no difference, lies on the claim's side."""
+    chance = 0.5 if claim.measure == "level" else 0.0
+    low, high = claim.side
+    return low < chance < high if claim.strict else low <= chance <= high
+
+
+def test_runs_of_other_seeds_and_shipped_records_lie_beside_this_one(tmp_path):
+    def finished(run: str, estimate: float, *sets: str) -> Store:
+        store = open_run("smoke", run, runs=tmp_path, sets=sets)
+        row = ("gold_level", "Gold", "4.1", estimate, 0.5, 0.8, 9, "inconclusive", 0.67, "rule")
+        store.write("claims", pd.DataFrame([row], columns=list(schemas.TABLES["claims"].columns)))
+        return store
+
+    mine = finished("mine", 0.71, "seed=17")
+    finished("later", 0.73, "seed=19")
+    finished("next", 0.72, "seed=18", "training.workers=1")  # how it was executed does not matter
+    finished("shuffled", 0.5, "seed=20", "judge.shuffle_labels=true")  # another setting: no match
+    open_run("smoke", "empty", runs=tmp_path, sets=["seed=21"])  # no claims yet
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "profile.yaml").write_text("name: smoke\nno.such.key: 1\n")
+    records = tmp_path / "claims.csv"
+    mine.read("claims").assign(run="laptop", seed=17, estimate=0.74).to_csv(records, index=False)
+    beside = claims.across_runs(mine, tmp_path, records)
+    assert beside[["run", "estimate"]].values.tolist() == [
+        ["this run, seed 17", 0.71], ["next, seed 18", 0.72], ["later, seed 19", 0.73],
+        ["shipped laptop, seed 17", 0.74]]
+    assert set(beside.claim_id) == {"gold_level"}
+    assert len(claims.across_runs(mine, tmp_path, tmp_path / "none.csv")) == 3
+
+
+def test_other_runs_do_not_make_a_run_stale(tmp_path):
+    mine = open_run("smoke", "mine", runs=tmp_path)
+    for table in ("personas", "scores"):
+        mine.file(table).write_bytes(b"as if")
+    before = fingerprint(mine, "15_claims")
+    other = open_run("smoke", "other", runs=tmp_path, sets=["seed=18"])
+    other.file("claims").write_bytes(b"as if")
+    assert fingerprint(mine, "15_claims") == before
+
+
+def test_claims_are_listed_as_they_were_stated():
+    stated = ["prompting_moves_little", "gold_level", "wrong_gold_hurts"]
+    found = claims.in_order(pd.DataFrame({"claim_id": sorted([*stated, "of_an_older_version"])}))
+    assert found["claim_id"].tolist() == stated
+    assert found["topic"].tolist() == ["Prompting alone", "One model for everybody", "Wrong and missing prefixes"]
+
+
+def test_every_claim_says_how_it_is_measured_and_where_it_is_true():
+    printed = claims.rules().set_index("claim_id").paper_value
+    for claim in claims.CLAIMS:
+        assert claim.measure in claims.MEASURES, claim.claim_id
+        assert claim.side[0] < claim.side[1], claim.claim_id
+        assert claim.topic
+        assert (claim.paper == "") == pd.isna(printed[claim.claim_id])

@@ -1,6 +1,4 @@
-"""What a reader sees: figures, records, tables, sources and the report, checked in what they contain."""
-
-from html.parser import HTMLParser
+"""What a reader of a notebook sees: figures, records, tables and sources, checked in what they contain."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +9,6 @@ from matplotlib.colors import to_hex
 from helpers import show, stats
 
 HOSTILE = '<script>alert("1")</script>'
-VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 
 @pytest.fixture(autouse=True)
@@ -20,27 +17,6 @@ def close_figures():
     show.theme()
     yield
     plt.close("all")
-
-
-class Page(HTMLParser):
-    """The tags of a page: raises on one that is closed out of turn."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.seen = [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def of(self, tag: str, attribute: str) -> list[str]:
-        return [attrs.get(attribute) for name, attrs in self.seen if name == tag]
 
 
 def claim(**values) -> dict:
@@ -149,54 +125,36 @@ def test_tables_escape_text_headers_lists_and_captions():
     assert "–" in html
 
 
+def test_captions_of_a_simulated_run_say_so_and_the_papers_numbers_do_not(store):
+    show.theme(store)
+    frame = pd.DataFrame({"a": [1]})
+    assert "<caption>simulated world · people</caption>" in show.table(frame, "people").to_html()
+    assert "<caption>simulated world</caption>" in show.table(frame).to_html()
+    assert "<caption>Table 13</caption>" in show.table(frame, "Table 13", ours=False).to_html()
+    show.theme(type(store)(store.path, store.profile.model_copy(update={"simulated": False})))
+    assert "<caption>people</caption>" in show.table(frame, "people").to_html()
+
+
+def test_a_forest_of_two_runs_has_both_under_one_label():
+    # Two runs of claim a, .5 and .3: one tick, the first run above (y -.2), the second below (y +.2).
+    rows = pd.DataFrame([claim(run="one"), claim(run="two", estimate=0.3, low=0.2, verdict="reproduced")])
+    fig = show.forest(rows, "claim_id", "accuracy", hue="run")
+    points = [line.get_xydata()[0].tolist() for line in fig.axes[0].lines if len(line.get_xdata()) == 1]
+    assert [[round(x, 6), round(y, 6)] for x, y in points if x == x] == [[0.5, -0.2], [0.3, 0.2]]
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["a  (n=9)"]
+
+
+def test_bars_of_untrained_and_trained_groups_have_their_own_colours():
+    groups = summary(value=["isles", "isles"], model=["untrained", "persona_gpt4"], attribute="region")
+    fig = show.accuracy_bars(groups, x="value", hue="model", col="attribute")
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars(fig)] == ["#C4C4C4", show.PREFIX_COLORS["persona_gpt4"]]
+
+
 def test_a_source_is_the_tested_code_with_its_place():
     html = show.source(stats.holm).data
     assert "helpers/stats.py, line" in html
     assert "accumulate" in html
     assert "<script" not in html
-
-
-def test_the_report_escapes_what_models_and_data_say(store):
-    store.write("claims", pd.DataFrame([claim(statement=HOSTILE, rule=HOSTILE, source=HOSTILE)]))
-    store.record("15_claims", not_applicable=[{"statement": HOSTILE, "reason": HOSTILE}], wall_seconds=2.4)
-    store.record(HOSTILE, note={HOSTILE: [HOSTILE]})
-    html = show.report(store).read_text()
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 8
-    assert "15 claims, 2 seconds" in html
-
-
-def test_the_report_is_one_sound_page(store):
-    store.write("claims", pd.DataFrame([claim(verdict="reproduced", paper_value=0.25), claim(claim_id="b")]))
-    store.figure(show.accuracy_bars(summary(prefix=["none"], kind="divergent")), "06_prompting")
-    (store.path / "notebooks" / "06_prompting.html").write_text("x")
-    (store.path / "notebooks" / "06_prompting.ipynb").write_text("x")
-    text = show.report(store).read_text()
-    page = Page(text)
-    assert page.of("html", "lang") == ["en"]
-    assert all(source.startswith("data:image/png;base64,") for source in page.of("img", "src"))
-    assert page.of("img", "alt") == ["Figure 06 prompting"]
-    ids = set(page.of("h2", "id"))
-    links = page.of("a", "href")
-    assert {link[1:] for link in links if link.startswith("#")} == ids
-    assert [link for link in links if not link.startswith("#")] == ["notebooks/06_prompting.html"]
-    assert page.of("link", "href") == []
-    assert "simulated world" in text
-    assert "1 reproduced" in text
-    assert "0.250" in text
-
-
-def test_a_report_before_any_result_says_so(store):
-    real = type(store)(store.path, store.profile.model_copy(update={"simulated": False}))
-    text = show.report(real).read_text()
-    Page(text)
-    assert "notebook 15_claims makes them" in text
-    assert "simulated world" not in text
-
-
-def test_claims_are_listed_as_they_were_stated():
-    stated = ["prompting_moves_little", "gold_level", "wrong_gold_hurts"]
-    assert show.in_order(pd.DataFrame({"claim_id": sorted(stated)}))["claim_id"].tolist() == stated
 
 
 def taxed(**columns) -> pd.DataFrame:

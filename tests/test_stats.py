@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from helpers import stats
 
@@ -108,6 +109,17 @@ def test_permutation_needs_people_in_common():
         stats.paired_permutation(pd.Series({"x": 1.0}), pd.Series({"y": 1.0}))
 
 
+def test_many_differences_by_hand():
+    # Six people. x: everybody right against everybody wrong, difference 1, p = 2/64. y: the same scores twice,
+    # difference 0, p = 1. z: four people only, left out. Holm over two tests: 2/64 times 2, and 1.
+    right, wrong = pairs({f"p{i}": [1] for i in range(6)}), pairs({f"p{i}": [0] for i in range(6)})
+    few = pairs({f"p{i}": [1] for i in range(4)})
+    found = stats.paired_tests([("x", 1, right, wrong), ("y", 2, right, right), ("z", 3, few, few)], ["a", "b"])
+    assert found.columns.tolist() == ["a", "b", "estimate", "low", "high", "n_people", "p", "p_holm"]
+    assert found.values.tolist() == [["x", 1, 1.0, 1.0, 1.0, 6, 1 / 32, 1 / 16], ["y", 2, 0.0, 0.0, 0.0, 6, 1.0, 1.0]]
+    assert stats.paired_tests([], ["a"]).empty
+
+
 def test_holm_by_hand():
     # Sorted .01 .03 .04 times 3 2 1 = .03 .06 .04; never falling: .03 .06 .06.
     assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
@@ -136,3 +148,61 @@ def test_a_constant_side_has_no_correlation():
     x = pd.Series([0.1, 0.2, 0.3, 0.4, 0.5], index=list("abcde"))
     with pytest.raises(stats.NoEstimate, match="does not vary"):
         stats.pearson_interval(x, x * 0 + 0.95)
+
+
+def test_r_and_p_are_scipys():
+    rng = np.random.default_rng(3)
+    x = pd.Series(rng.random(40), index=[f"p{i}" for i in range(40)])
+    y = 0.3 * x + pd.Series(rng.random(40), index=x.index)
+    ours, theirs = stats.pearson_interval(x, y), scipy.stats.pearsonr(x, y)
+    assert ours.estimate == pytest.approx(theirs.statistic, abs=1e-12)
+    assert stats.pearson_p(ours.estimate, ours.n_people) == pytest.approx(theirs.pvalue, rel=1e-9)
+    # each person four times over: the same r, and scipy's p of four times as many points
+    copied = scipy.stats.pearsonr(np.tile(x, 4), np.tile(y, 4))
+    assert copied.statistic == pytest.approx(ours.estimate)
+    assert stats.pearson_p(ours.estimate, 160) == pytest.approx(copied.pvalue, rel=1e-9)
+
+
+def test_the_worst_served_by_hand():
+    # Ten people right in 1, 2, ... 10 of ten pairs: the lowest tenth is one person (.1), the lowest fifth two (.15).
+    scores = pairs({f"p{k}": [1] * k + [0] * (10 - k) for k in range(1, 11)})
+    assert stats.lowest(scores).estimate == pytest.approx(0.1)
+    found = stats.lowest(scores, share=0.2)
+    assert (found.estimate, found.n_people) == (pytest.approx(0.15), 10)
+    assert found.low == pytest.approx(0.1)  # a draw can have the worst person twice, and nobody is worse
+    # A person with more pairs counts once: .0 and four times 1.0, the lowest fifth is .0.
+    uneven = pairs({"a": [0] * 9, "b": [1], "c": [1], "d": [1], "e": [1]})
+    assert stats.lowest(uneven, share=0.2).estimate == 0.0
+
+
+def test_groups_dealt_anew_by_hand():
+    # Two groups of two, means 1 and 0: the gap is 1. Of the 6 ways to deal two ones to four people 2 keep each
+    # group whole (gap 1), 4 mix both (gap 0): p = 2/6. The variance between 1 and 0 is .25, with the same p.
+    means = pd.Series({"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.0})
+    groups = pd.Series(["isles", "isles", "valley", "valley"], index=list("abcd"))
+    found = stats.group_permutation(means, groups, min_people=2, n_draws=20_000)
+    assert (found.statistic, found.lowest, found.highest) == (1.0, "valley", "isles")
+    assert (found.n_groups, found.n_people) == (2, 4)
+    assert found.p == pytest.approx(1 / 3, abs=0.015)
+    spread = stats.group_permutation(means, groups, np.var, min_people=2, n_draws=20_000)
+    assert (spread.statistic, spread.p) == (0.25, found.p)
+
+
+def test_groups_that_are_alike_have_p_one_and_small_ones_do_not_count():
+    means = pd.Series(0.6, index=list("abcdef"))
+    groups = pd.Series(["x", "x", "x", "y", "y", "y"], index=list("abcdef"))
+    assert stats.group_permutation(means, groups, min_people=3)[:2] == (0.0, 1.0)
+    # A seventh person alone in a group is far off, and is neither compared nor dealt.
+    lonely = pd.concat([groups, pd.Series({"g": "z"})])
+    found = stats.group_permutation(pd.concat([means, pd.Series({"g": 0.0})]), lonely, min_people=3)
+    assert (found.statistic, found.n_groups, found.n_people) == (0.0, 2, 6)
+    with pytest.raises(stats.TooFewPeople, match="0 groups with 5 people"):
+        stats.group_permutation(means, groups)
+
+
+def test_somebody_in_two_groups_counts_in_both():
+    # b is in both: x = (1 + 0)/2, y = (0 + 0)/2, so the gap is .5 over three people.
+    means, groups = pd.Series({"a": 1.0, "b": 0.0, "c": 0.0}), pd.Series(list("xxyy"), index=list("abbc"))
+    found = stats.group_permutation(means, groups, min_people=2)
+    assert (found.statistic, found.n_people) == (0.5, 3)
+    assert found.p == pytest.approx(2 / 3, abs=0.02)  # the one right answer falls on b, and both are .5, one time in three
