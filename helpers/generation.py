@@ -7,17 +7,15 @@ A system is a policy (the base, or an adapter trained on other people) with a pr
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-import joblib
 import pandas as pd
-from tqdm.auto import tqdm
 
-from helpers import judging, models, prompts, scoring, settings
+from helpers import grid, judging, models, prompts, scoring, settings
 from helpers.artifacts import atomic
 from helpers.config import Profile
 from helpers.judging import Match
@@ -96,13 +94,10 @@ def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, se
     """
     parts = {policy_id: rows for policy_id, rows in planned.groupby("policy_id")}
     files = {policy_id: work / f"{policy_id}.json" for policy_id in parts}
-    jobs = [joblib.delayed(_answer_all)(rows, adapters.get(policy_id, ""), cfg, seed, files[policy_id])
+    todo = [partial(_answer_all, rows, adapters.get(policy_id, ""), cfg, seed, files[policy_id])
             for policy_id, rows in parts.items() if not files[policy_id].exists()]
-    threads = {"inner_max_num_threads": 1} if cfg.training.executor == "loky" else {}
-    with joblib.parallel_config(cfg.training.executor, n_jobs=cfg.training.workers, **threads):
-        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
-        for _ in tqdm(done, total=len(jobs), desc="answering", unit="policy"):
-            pass
+    t, finished = cfg.training, len(parts) - len(todo)
+    grid.run_units(todo, t.workers, t.executor, "answering", "policy", finished)
     told = [rows.assign(text=json.loads(files[policy_id].read_text())) for policy_id, rows in parts.items()]
     told = pd.concat(told, ignore_index=True)
     with models.one_thread():

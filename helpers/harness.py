@@ -3,29 +3,24 @@
 The only module that imports lm_eval; what is made of the answers is arithmetic, in `tax`.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import StringIO
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import joblib
 import pandas as pd
 import torch
 import yaml
-from joblib.externals.loky import get_reusable_executor
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from peft import PeftModel
-from tqdm.auto import tqdm
 
-from helpers import models
+from helpers import grid, models
 from helpers.artifacts import atomic
 from helpers.tax import FOLDER
 
@@ -56,17 +51,8 @@ def run(cells: Sequence[Cell], workers: int, executor: str = "loky") -> pd.DataF
     Cells are independent: results do not depend on workers, order or interruptions.
     """
     todo = [cell for cell in cells if not cell.out.exists()]
-    if executor == "ray":
-        from ray.util.joblib import register_ray  # an extra
-
-        register_ray()
-    threads = {"inner_max_num_threads": 1} if executor == "loky" else {}
-    with joblib.parallel_config(executor, n_jobs=workers, **threads):
-        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(map(joblib.delayed(run_cell), todo))
-        for _ in tqdm(done, total=len(todo), desc="evaluations", unit="cell"):
-            pass
-    if todo and executor == "loky":
-        get_reusable_executor().shutdown()  # each worker holds the model
+    jobs = [partial(run_cell, cell) for cell in todo]
+    grid.run_units(jobs, workers, executor, "evaluations", "cell", finished=len(cells) - len(todo))
     found = [pd.read_parquet(cell.out).assign(cell=i) for i, cell in enumerate(cells)]
     numbers = {"item": int, "correct": float, "logp_right": float, "logp_wrong": float, "cell": int}
     return pd.concat(found or [pd.DataFrame(columns=[*ITEM, "cell"]).astype(numbers)], ignore_index=True)
@@ -75,7 +61,7 @@ def run(cells: Sequence[Cell], workers: int, executor: str = "loky") -> pd.DataF
 def run_cell(cell: Cell) -> None:
     """Evaluate one cell on this process's base and leave its file behind."""
     base, tokenizer = _base(cell.policy)
-    with _one_thread(), _adapted(base, cell.adapter) as model:
+    with models.one_thread(), models.adapted(base, cell.adapter) as model:
         items = evaluate(model, tokenizer, _tasks(cell.names, cell.data), cell.head, cell.limit, cell.policy.dtype,
                          takes_system_text(cell.policy, tokenizer))
     with atomic(cell.out) as file:
@@ -154,32 +140,6 @@ def _config(path: Path, data: Path) -> dict[str, Any]:
         options["data_files"] = {split: str(data / name) for split, name in options["data_files"].items()}
         options["cache_dir"] = str(data / "cache")
     return config
-
-
-@contextmanager
-def _adapted(base: torch.nn.Module, adapter: Path | None) -> Iterator[torch.nn.Module]:
-    """The base with an adapter on it, which comes off again."""
-    if not adapter:
-        yield base
-        return
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is deprecated there
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-        model = PeftModel.from_pretrained(base, str(adapter))
-    try:
-        yield model
-    finally:
-        model.unload()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """So that a result does not depend on where a cell runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -6,15 +6,15 @@ keeps those a generic judge finds equally good, and one answer is taken from eac
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
-from helpers import models, prompts
+from helpers import grid, models, prompts
 
 HEADINGS = r"(?:axis|categories|category|chosen category|response|question|answer)"
 OPENING_CLAUSE = re.compile(
@@ -91,12 +91,10 @@ def sample(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, work:
     Returns rows of `responses` up to text_raw; a question whose every chain of thought was unparsable has none.
     """
     shards = [questions.iloc[i:i + shard] for i in range(0, len(questions), shard)]
-    jobs = (joblib.delayed(_shard)(part, categories, cfg, cfg.seed * 100_003 + i, work / f"shard-{i:04d}.json")
-            for i, part in enumerate(shards))
-    with joblib.parallel_config(cfg.training.executor, n_jobs=cfg.training.workers, inner_max_num_threads=1):
-        done = joblib.Parallel(return_as="generator")(jobs)
-        rows = [row for part in tqdm(done, total=len(shards), desc="sampling", unit="shard") for row in part]
-    return pd.DataFrame(rows)
+    todo = [partial(_shard, part, categories, cfg, cfg.seed * 100_003 + i, work / f"shard-{i:04d}.json")
+            for i, part in enumerate(shards)]
+    done = grid.run_units(todo, cfg.training.workers, cfg.training.executor, "sampling", "shard")
+    return pd.DataFrame([row for rows in done for row in rows])
 
 
 def select(raw: pd.DataFrame, questions: pd.DataFrame, cfg) -> pd.DataFrame:

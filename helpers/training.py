@@ -6,23 +6,20 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from joblib.externals.loky import get_reusable_executor
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from helpers import dpo, models, scoring, vpl
+from helpers import dpo, grid, models, scoring, vpl
 
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -62,20 +59,9 @@ def run_grid(cells: Sequence[Cell], workers: int, executor: str = "loky",
     for cell in cells:
         for left in cell.out.parent.glob(f"{cell.out.name}.*.part"):
             shutil.rmtree(left)
-    if executor == "ray":
-        from ray.util.joblib import register_ray  # an extra
-
-        register_ray()
     todo = sorted((cell for cell in cells if not cell.out.exists()), key=_work, reverse=True)
-    threads = {"inner_max_num_threads": 1} if executor == "loky" else {}
-    with joblib.parallel_config(executor, n_jobs=workers, **threads):
-        jobs = (joblib.delayed(run_cell)(cell) for cell in todo)
-        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
-        with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=desc, unit="cell") as bar:
-            for _ in done:
-                bar.update()
-    if todo and executor == "loky":
-        get_reusable_executor().shutdown()  # else joblib takes workers that score, then train, for leaking memory
+    jobs = [partial(run_cell, cell) for cell in todo]
+    grid.run_units(jobs, workers, executor, desc, "cell", finished=len(cells) - len(todo))
     return [json.loads((cell.out / "done.json").read_text()) for cell in cells]
 
 
