@@ -1,5 +1,6 @@
 """Independent units of work side by side: processes of one thread each, a Ray cluster, or this process."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ def run_units(units: Sequence[Callable[[], Any]], workers: int, executor: str = 
         register_ray()
     threads = {"inner_max_num_threads": 1} if executor == "loky" else {}
     results: list[Any] = [None] * len(units)
-    with joblib.parallel_config(executor, n_jobs=workers, **threads):
+    with warnings.catch_warnings(), joblib.parallel_config(executor, n_jobs=workers, **threads):
+        # a process that has grown is replaced by a new one, and its units are not lost
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
         jobs = (joblib.delayed(_numbered)(i, each) for i, each in enumerate(units))
         done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
         with tqdm(total=finished + len(units), initial=finished, desc=desc, unit=unit) as bar:

@@ -140,11 +140,10 @@ def trl_losses(model: PeftModel, tokenizer, cell: Cell) -> tuple[pd.DataFrame, f
     ref_rejected_logps (sums, nats; a row per pair, in order) and the mean loss (nats).
     """
     pairs = dataset(tokenizer, cell).remove_columns(REFERENCE)
-    with models.peft_quiet():
+    with models.peft_quiet(), torch.no_grad():
         trainer = _Untouched(model=model, args=training_args(cell, cell.out), processing_class=tokenizer,
                              train_dataset=pairs)
-    batch = {name: part.to(model.device) for name, part in trainer.data_collator(list(pairs)).items()}
-    with torch.inference_mode():
+        batch = {name: part.to(model.device) for name, part in trainer.data_collator(list(pairs)).items()}
         logps = trainer.compute_ref_log_probs(model.eval(), batch)
         model.delete_adapter("ref")  # so far trl's reference was a copy of the adapter; now it is the base
         logps += trainer.compute_ref_log_probs(model, batch)
