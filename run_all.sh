@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole walk in one command: people, questions, responses, preferences, prefixes, policies, scores, claims.
 #
-#   ./run_all.sh              the laptop profile: no key, no network after the installation, no GPU; under 20 minutes
+#   ./run_all.sh              the laptop profile: no key, no network after the installation, no GPU; half an hour on two cores
 #   ./run_all.sh test         the test suite; under 5 minutes
 #   ./run_all.sh --help       everything else
 #
@@ -16,7 +16,7 @@ Usage: ./run_all.sh [PROFILE] [--run NAME] [--from NN | --only NN,NN] [--set key
        ./run_all.sh test [pytest arguments]
 
 PROFILE   smoke     the smallest sizes, under 4 minutes; its numbers mean nothing
-          laptop    the default: a simulated world, under 20 minutes on two cores
+          laptop    the default: a simulated world, half an hour on two cores
           gpu       one GPU, open weights, any OpenAI-compatible teacher
           paper     the paper's setting; notebook 00 projects its time and cost before anything is spent
           FILE.yaml your own; see data/profiles/laptop.yaml for every key
