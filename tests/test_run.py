@@ -126,7 +126,7 @@ def test_a_stored_profile_is_kept_and_the_difference_is_said(mini, capsys):
 
 
 @pytest.mark.parametrize(("argv", "complaint"), [
-    (["smoke", "--only", "07"], "no notebook 07; expected one of 00, 01, 02"),
+    (["smoke", "--only", "77"], "no notebook 77; expected one of 00, 01, 02"),
     (["smoke", "--set", "judge.noise=1"], "did you mean world_knobs.noise"),
     (["nosuch"], "no profile nosuch"),
     (["smoke", "--run", "../elsewhere"], "cannot be a folder name"),
@@ -140,4 +140,4 @@ def test_a_wrong_command_line_is_explained(argv, complaint, tmp_path, monkeypatc
 def test_select():
     assert run.select() == list(STAGES)
     assert run.select(only="5,03") == ["03_responses", "05_prefixes"]  # in the order of the pipeline
-    assert run.select(start="9") == ["09_multitask", "10_prefix_sensitivity", "11_equity", "15_claims"]
+    assert run.select(start="13") == ["13_alignment_tax", "15_claims"]
