@@ -1,7 +1,9 @@
 """Fixtures that several test files share: the smallest profile and an empty run folder."""
 
 import pytest
+from tiny import Policy, make_policy
 
+from helpers import models
 from helpers.artifacts import Store, open_run
 from helpers.config import Profile, load_profile
 
@@ -14,3 +16,15 @@ def profile() -> Profile:
 @pytest.fixture
 def store(tmp_path) -> Store:
     return open_run("smoke", "test", runs=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Policy:
+    """A random tiny policy in a folder."""
+    return make_policy(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def loaded(policy):
+    """The same policy with its tokenizer, in memory."""
+    return models.load_policy(policy)

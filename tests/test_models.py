@@ -4,20 +4,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import make_policy, make_tokenizer
+from tiny import make_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from helpers import ROOT, models
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return make_policy(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def loaded(policy):
-    return models.load_policy(policy)
 
 
 def sample(loaded, prompts, seed=1, batch=8, **changes) -> list[list[str]]:

@@ -1,23 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import make_policy
 
-from helpers import models, scoring
+from helpers import scoring
 from helpers import side_by_side as page
 
 HEAD, TAIL = "The user is Ada Lind. Preferred: a slow roast.\n", "Question: what should I cook?\nAnswer:"
 ANSWER = "lentil stew,  because it\nspares the animals."
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return make_policy(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def loaded(policy):
-    return models.load_policy(policy)
 
 
 def moved(loaded, policy, text, head=HEAD):

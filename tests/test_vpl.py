@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import Training, make_policy
+from tiny import Training
 
 from helpers import dpo, models, prefixes, scoring, training, vpl
 
@@ -35,16 +35,6 @@ def make_preferences(people: int = 3, train: int = 5, test: int = 2) -> pd.DataF
                          f"Question: {question}?\nAnswer:", chosen, rejected))
     return pd.DataFrame(rows, columns=["persona_id", "pair_id", "split", "prompt", "head", "tail", "chosen",
                                        "rejected"])
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return make_policy(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def loaded(policy):
-    return models.load_policy(policy)
 
 
 @pytest.fixture(scope="module")
