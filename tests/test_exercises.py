@@ -41,8 +41,9 @@ def test_the_notebooks_hold_the_blanks_of_the_solutions(stem):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", NOTEBOOKS)
-def test_solutions_pass_their_checks(stem):
+def test_solutions_pass_their_checks(stem, monkeypatch):
     """In the run `smoke` of this clone, whose missing tables the notebook makes first."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a kernel is a process of its own
     open_run("smoke")
     plain = json.loads((exercises.NOTEBOOKS / f"{stem}.ipynb").read_text())
     notebook = nbformat.reads(json.dumps(exercises.fill(plain, exercises.solutions(stem))), as_version=4)
