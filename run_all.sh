@@ -3,6 +3,7 @@
 #
 #   ./run_all.sh              the laptop profile: no key, no network after the installation, no GPU; half an hour on two cores
 #   ./run_all.sh test         the test suite; under 5 minutes
+#   ./run_all.sh bench        speed beside what people use today
 #   ./run_all.sh --help       everything else
 #
 # All it needs is bash and Python 3.11 or newer. The first call installs the pinned packages once (about 1.5 GB; with an
@@ -14,6 +15,7 @@ usage() {
   cat <<'TEXT'
 Usage: ./run_all.sh [PROFILE] [--run NAME] [--from NN | --only NN,NN] [--set key=value]...
        ./run_all.sh test [pytest arguments]
+       ./run_all.sh bench [--shape laptop|tiny|7b]      speed beside today's tools; --help for more
 
 PROFILE   smoke     the smallest sizes, under 4 minutes; its numbers mean nothing
           laptop    the default: a simulated world, half an hour on two cores
@@ -35,7 +37,7 @@ refuse() { echo "run_all.sh: $1" >&2; usage >&2; exit 2; }
 task=run profile=laptop
 case "${1:-}" in
   "" | --*) ;;
-  test) task=test; shift ;;
+  test | bench) task="$1"; shift ;;
   -h) usage; exit 0 ;;
   *) [[ -f "data/profiles/$1.yaml" || ( "$1" == *.yaml && -f "$1" ) ]] || refuse "no profile or command '$1'"
      profile="$1"; shift ;;
@@ -111,5 +113,7 @@ fi
 
 if [[ $task == test ]]; then
   exec "$python" -m pytest "$@"
+elif [[ $task == bench ]]; then
+  exec "$python" tests/benchmarks/bench.py "$@"
 fi
 exec "$python" -m helpers.run "$profile" "$@"
