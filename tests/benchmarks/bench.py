@@ -1,0 +1,259 @@
+"""How fast, against what people use today: scoring, training, growth, distance from the limit, memory.
+
+    ./run_all.sh bench                         # laptop shapes, about ten minutes; updates the README's table
+    ./run_all.sh bench --shape 7b              # on a GPU: random weights of a 7B model, in bfloat16 and in 4-bit
+    ./run_all.sh bench --shape tiny            # the same command's rehearsal on any CPU
+
+All methods run in one process on the same rows, in turns; ratios are medians over the repetitions. Memory and growth
+are measured in a process of their own each, because a peak never goes down again.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from helpers import ROOT, models, scoring, training
+from helpers.config import load_profile
+
+sys.path.insert(0, str(Path(__file__).parent))
+import baselines  # noqa: E402  (they lie beside this file, which is run as a script)
+import rows as made  # noqa: E402
+
+OUT = ROOT / "data/reference/benchmarks.csv"
+PREFIXES = ("persona_gold", "few_shot")
+GROWTH = (1000, 4000, 16000)
+HOURS_OF_PAPER = 12.0  # GPU hours of a model (Appendix H)
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    if args.one:
+        print(json.dumps(alone(*json.loads(args.one), args)))
+        return
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for cfg in policies(args, Path(folder)):
+            found += [scoring_speed(cfg, args), training_speed(cfg, args)]
+            if args.shape == "laptop":
+                found += [growth(args), memory(args)]
+    table = pd.concat(found, ignore_index=True).assign(**made.machine())
+    print(table.drop(columns=list(made.machine())).to_string(index=False))
+    print(made.describe())
+    if args.shape == "7b":
+        print(projection(table))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(args.out, index=False)
+    print(f"wrote {args.out}")
+
+
+def policies(args: argparse.Namespace, folder: Path) -> list:
+    """The profile whose policy is timed; for another shape one for each precision it is timed in."""
+    cfg = load_profile("laptop")
+    if args.shape == "laptop":
+        return [cfg]
+    path = made.make_policy(args.shape, folder)
+    bits = [False, True] if torch.cuda.is_available() else [False]
+    t = cfg.training.model_copy(update={"batch_size": 40, "epochs": 1})  # the paper's batch
+    at = [cfg.policy.model_copy(update={"path": path, "dtype": "bfloat16", "load_in_4bit": four, "max_length": 1024})
+          for four in bits]
+    return [cfg.model_copy(update={"policy": policy, "training": t}) for policy in at]
+
+
+def scoring_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
+    """(a) and (d): pairs, and questions with four answers, through RewardBench's procedure and through ours."""
+    model, tokenizer = models.load_policy(cfg.policy)
+    peak, size, tables = matrix_product(model.device), _weights(model), []
+    for prefix in PREFIXES:
+        for k, name in ((2, "scoring, pairs"), (4, "scoring, four answers")):
+            rows = made.make_rows(prefix, args.pairs, seed=k, times=args.times)
+            ways = {"RewardBench": partial(baselines.rewardbench, model, tokenizer, rows, made.ANSWERS[:k]),
+                    "this kit": partial(ours, model, tokenizer, rows, made.ANSWERS[:k], cfg)}
+            _check_equal(ways)
+            table = compare(ways, len(rows), args.repeats)
+            need = 2 * size * needed_tokens(tokenizer, rows, made.ANSWERS[:k])
+            table["of_machine"] = (need / table["seconds"] / peak).round(3)
+            tables.append(table.assign(benchmark=name, prefix=prefix, **_precision(cfg)))
+    return pd.concat(tables)
+
+
+def ours(model, tokenizer, rows: pd.DataFrame, answers: list[str], cfg) -> torch.Tensor:
+    """Mean log-probabilities [n, K] as the kit computes them."""
+    prompts = list(zip(rows["head"], rows["tail"], strict=True))
+    found = scoring.score_answers(model, tokenizer, prompts, rows[answers].values.tolist(),
+                                  max_length=cfg.policy.max_length)
+    return torch.from_numpy(found.logps / found.counts)
+
+
+def training_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
+    """(b) and (d): the same pairs through trl's trainer, as it comes and at its best, and through ours."""
+    tables = []
+    for prefix in PREFIXES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows, out = made.make_rows(prefix, args.pairs, seed=1, times=args.times), Path(folder)
+            ways = {name: partial(_stock, rows, cfg, out, flags) for name, flags in baselines.STOCK.items()}
+            ways["this kit"] = partial(_train, rows, cfg, out)
+            table = compare(ways, len(rows) * cfg.training.epochs, args.repeats)
+        model, tokenizer = models.load_policy(cfg.policy)
+        need = _weights(model) * needed_tokens(tokenizer, rows, made.ANSWERS[:2]) * (4 * cfg.training.epochs + 2)
+        table["of_machine"] = (need / table["seconds"] / matrix_product(model.device)).round(3)
+        tables.append(table.assign(benchmark="training", prefix=prefix, **_precision(cfg)))
+    return pd.concat(tables)
+
+
+def compare(ways: dict[str, Callable], n: int, repeats: int) -> pd.DataFrame:
+    """Seconds (median), what is done in a second, and how many times slower than the last of `ways` (median).
+
+    The ways take turns; the first round warms up and is left out.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(repeats + 1), desc="rounds"):
+        for name, way in ways.items():
+            seconds[name].append(timed(way))
+    table = pd.DataFrame(seconds).iloc[1:]
+    ratio = table.div(table.iloc[:, -1], axis=0).median()
+    return pd.DataFrame({"method": list(ways), "seconds": table.median().round(3).tolist(),
+                         "per_second": (n / table.median()).round(1).tolist(), "ratio": ratio.round(2).tolist()})
+
+
+def growth(args: argparse.Namespace) -> pd.DataFrame:
+    """(c): does a pair cost the same among more pairs, and how does it grow with the prefix?"""
+    sizes = [(n, 1) for n in GROWTH] + [(GROWTH[0], 4)]
+    found = [_in_a_process("scoring", "this kit", "persona_gold", n, times, args) for n, times in sizes]
+    found += [_in_a_process("training", "this kit", "persona_gold", n, times, args)
+              for n, times in [(128, 1), (512, 1), (2048, 1), (128, 4)]]
+    return pd.DataFrame(found).assign(benchmark=lambda t: t["benchmark"] + ", growth")
+
+
+def memory(args: argparse.Namespace) -> pd.DataFrame:
+    """(e): the highest memory of each way, with its model, in a process of its own."""
+    ways = [("scoring", name) for name in ("RewardBench", "this kit")]
+    ways += [("training", name) for name in (*baselines.STOCK, "this kit")]
+    found = [_in_a_process(what, name, "few_shot", args.pairs, 1, args) for what, name in ways]
+    return pd.DataFrame(found).assign(benchmark=lambda t: t["benchmark"] + ", memory")
+
+
+def alone(what: str, method: str, prefix: str, n: int, times: int, args: argparse.Namespace) -> dict:
+    """One way once, after a warm-up, in this process: seconds, what is done in a second, peak memory."""
+    cfg = load_profile("laptop")
+    rows = made.make_rows(prefix, n, seed=1, times=times)
+    with tempfile.TemporaryDirectory() as folder:
+        way = _way(what, method, cfg, Path(folder))
+        way(rows.head(32))
+        seconds = timed(partial(way, rows))
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else kilobytes / 1024
+    return {"benchmark": what, "method": method, "prefix": f"{prefix} x{times}", "n": n, "seconds": round(seconds, 3),
+            "per_second": round(n / seconds, 1), "peak_mb": round(peak)}
+
+
+def needed_tokens(tokenizer, rows: pd.DataFrame, answers: list[str]) -> int:
+    """Tokens that have to go through the model at least: each different prefix once, each question, each answer."""
+    texts = [*rows["head"].unique(), *rows["tail"], *(text for name in answers for text in rows[name])]
+    return sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + len(rows) * (len(answers) + 1)
+
+
+def matrix_product(device: torch.device, n: int = 2048) -> float:
+    """Operations a second of a large matrix product here, in the precision the models compute in."""
+    dtype = torch.bfloat16 if models.bf16_available() else torch.float32
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    a @ a
+    return 2 * n**3 * 5 / timed(lambda: [a @ a for _ in range(5)])
+
+
+def projection(table: pd.DataFrame) -> str:
+    """Hours of the paper's grid (5 folds x 8 prefixes) at the measured pace, beside what the paper reports."""
+    t, cfg = table[(table["benchmark"] == "training") & (table["method"] == "this kit")], load_profile("paper")
+    pairs = 40 * 100 * cfg.training.epochs  # forty of fifty people, a hundred train pairs each
+    lines = [f"{row.precision}, {row.prefix}: {pairs / row.per_second / 3600:.1f} hours a model, "
+             f"{40 * pairs / row.per_second / 3600:.0f} for 5 x 8 (the paper: {HOURS_OF_PAPER:.0f} GPU hours a model)"
+             for row in t.itertuples()]
+    return "\n".join(lines)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of wall; on a GPU until all of its work is done."""
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    sync()
+    start = time.perf_counter()
+    work()
+    sync()
+    return time.perf_counter() - start
+
+
+def _way(what: str, method: str, cfg, out: Path) -> Callable[[pd.DataFrame], object]:
+    if what == "training":
+        flags = baselines.STOCK.get(method)
+        return lambda rows: _train(rows, cfg, out) if flags is None else _stock(rows, cfg, out, flags)
+    model, tokenizer = models.load_policy(cfg.policy)
+    if method == "RewardBench":
+        return lambda rows: baselines.rewardbench(model, tokenizer, rows, made.ANSWERS[:2])
+    return lambda rows: ours(model, tokenizer, rows, made.ANSWERS[:2], cfg)
+
+
+def _stock(rows: pd.DataFrame, cfg, out: Path, flags: dict) -> None:
+    baselines.stock_trl(*models.load_policy(cfg.policy), rows, cfg.training, out, flags)
+
+
+def _train(rows: pd.DataFrame, cfg, out: Path) -> None:
+    model, tokenizer = models.load_policy(cfg.policy)
+    found = scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
+                                rows["rejected"], max_length=cfg.policy.max_length)
+    train = rows.assign(ref_chosen_logps=found["logp_chosen"], ref_rejected_logps=found["logp_rejected"])
+    cell = training.Cell("bench", out, cfg.policy, cfg.training, seed=0, score=rows.head(0), train=train)
+    training.train_adapter(model, tokenizer, cell, out)
+
+
+def _check_equal(ways: dict[str, Callable]) -> None:
+    """Fast and different would be no achievement: both ways have to give the same scores."""
+    a, b = (way().float() for way in ways.values())
+    worst = (a - b).abs().max().item()
+    if worst > (0.1 if models.bf16_available() else 1e-4):
+        raise SystemExit(f"the two ways disagree by {worst:.4f} nats a token; nothing was timed")
+
+
+def _in_a_process(*one: str | int | argparse.Namespace) -> dict:
+    *what, args = one
+    words = [sys.executable, __file__, "--one", json.dumps(what), "--threads", str(args.threads)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _weights(model: torch.nn.Module) -> int:
+    """Parameters that every token goes through; the head counts, at answers' positions, and is small beside them."""
+    table = model.get_input_embeddings().weight.numel()
+    return sum(p.numel() for p in model.parameters()) - table
+
+
+def _precision(cfg) -> dict[str, str]:
+    return {"precision": "4-bit" if cfg.policy.load_in_4bit else cfg.policy.dtype}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./run_all.sh bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=["laptop", *made.SHAPES], default="laptop")
+    parser.add_argument("--pairs", type=int, default=144)
+    parser.add_argument("--times", type=int, default=1, help="how often the prefix's text stands in the prefix")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
