@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from helpers import models
 
@@ -237,4 +239,27 @@ def _fast(model, dtype: str) -> tuple[torch.nn.Module, AbstractContextManager]:
     light = light.merge_and_unload() if hasattr(light, "merge_and_unload") else light
     for parameter in light.parameters():  # not `to`: the rotary frequencies are a buffer and need their digits
         parameter.data = parameter.data.to(torch.bfloat16)
+    config = light.config.get_text_config()
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = "one_query"
     return light.eval(), nullcontext()
+
+
+def _one_query(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,
+               **kwargs) -> tuple[Tensor, None]:
+    """Attention of one new token [n, heads, 1, d]: two plain products, a third of what the fused one takes in bfloat16.
+
+    Heads that share keys and values are the columns of one product. Several tokens are left to the fused one.
+    """
+    if query.shape[2] > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    n, heads, _, d = query.shape
+    scores = (key @ query.view(n, key.shape[1], -1, d).transpose(2, 3)).transpose(2, 3).float() * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    found = torch.softmax(scores, -1).to(value.dtype) @ value
+    return found.view(n, 1, heads, d), None
+
+
+AttentionInterface.register("one_query", _one_query)
+AttentionMaskInterface.register("one_query", sdpa_mask)

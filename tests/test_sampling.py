@@ -46,6 +46,16 @@ def test_greedy_is_that_of_transformers(kind, request):
     assert all(text for (text,) in texts)
 
 
+@pytest.mark.parametrize("kind", ["loaded", "windowed"])
+def test_plain_attention_of_one_token_is_the_fused_one(kind, request, monkeypatch):
+    """The attention of the light copy, in float32: the same greedy texts, with padding and shared keys."""
+    loaded = request.getfixturevalue(kind)
+    monkeypatch.setattr(loaded[0].config, "_attn_implementation", "one_query")
+    texts = sample(loaded, PROMPTS, n=1, temperature=0, max_new_tokens=45)
+    monkeypatch.undo()
+    assert texts == sample(loaded, PROMPTS, n=1, temperature=0, max_new_tokens=45)
+
+
 def test_special_tokens_do_not_show(loaded):
     texts = sample(loaded, ["Question: a fox?\nAnswer:", "The", "Question"], max_new_tokens=30)
     assert [len(own) for own in texts] == [2, 2, 2]
