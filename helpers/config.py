@@ -61,7 +61,7 @@ People = _section("People", axes=tuple[str, ...], per_axis=Count, small=tuple[st
 Questions = _section("Questions", personal=Count, divergent=Count, batch=Count)
 Responses = _section(
     "Responses", n_cot=Count, per_cot=Count, span=Count, k=Literal[4], min_chars=Whole, temperature=Positive,
-    top_p=AboveZero, max_new_tokens=Count, batch=Count)
+    top_p=AboveZero, max_new_tokens=Count, batch=Count, base_url=str)
 Teacher = _section(
     "Teacher", base_url=str, model=str, api_key_env=str, concurrency=Count, max_retries=Whole,
     temperature=NonNegative, budget_usd=NonNegative, cache=str)

@@ -1,42 +1,92 @@
 """Independent units of work side by side: processes of one thread each, a Ray cluster, or this process."""
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import current_process
 from typing import Any
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import get_reusable_executor, process_executor
 from tqdm.auto import tqdm
 
+Unit = Callable[[], Any]
 
-def run_units(units: Sequence[Callable[[], Any]], workers: int, executor: str = "loky", desc: str = "units",
+
+def run_units(units: Sequence[Unit], workers: int, executor: str = "loky", desc: str = "units",
               unit: str = "unit", finished: int = 0) -> list[Any]:
     """unit() for every unit, `workers` at a time, behind one bar; the results in the order of units.
 
-    executor: "loky" (processes of this machine), "ray" (a cluster; an extra) or "sequential" (no other
-    process). Units are started in the order given: put the longest first. finished: units done before, for
-    the bar alone. Two processes of one thread do more than one of two threads.
+    executor: "loky" (processes of this machine, which stay for the next grid), "ray" (a cluster, as many at a time
+    as it has GPUs or else cores; an extra) or "sequential" (no other process). Units are started in the order given:
+    put the longest first. finished: units done before, for the bar alone. Two processes of one thread do more than
+    one of two threads.
     """
-    if executor == "ray":
-        from ray.util.joblib import register_ray
-
-        register_ray()
-    threads = {"inner_max_num_threads": 1} if executor == "loky" else {}
     results: list[Any] = [None] * len(units)
-    with warnings.catch_warnings(), joblib.parallel_config(executor, n_jobs=workers, **threads):
-        # a process that has grown is replaced by a new one, and its units are not lost
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
-        jobs = (joblib.delayed(_numbered)(i, each) for i, each in enumerate(units))
-        done = joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
-        with tqdm(total=finished + len(units), initial=finished, desc=desc, unit=unit) as bar:
-            for i, result in done:
-                results[i] = result
-                bar.update()
-    if units and executor == "loky":
-        # each worker holds a model, and one that scores and then trains would be taken for leaking memory
-        get_reusable_executor().shutdown()
+    with tqdm(total=finished + len(units), initial=finished, desc=desc, unit=unit) as bar:
+        for i, result in EXECUTORS[executor](units, workers) if units else ():
+            results[i] = result
+            bar.update()
     return results
 
 
-def _numbered(i: int, unit: Callable[[], Any]) -> tuple[int, Any]:
+def _sequential(units: Sequence[Unit], _: int) -> Iterator[tuple[int, Any]]:
+    return (_numbered(i, unit) for i, unit in enumerate(units))
+
+
+def _loky(units: Sequence[Unit], workers: int) -> Iterator[tuple[int, Any]]:
+    """Workers have imported torch and loaded a model: the next grid of the same notebook begins at once.
+
+    One worker is this process.
+    """
+    options = {"inner_max_num_threads": 1, "initializer": _settle_in, "initargs": (workers >= _cores(),)}
+    with warnings.catch_warnings(), joblib.parallel_config("loky", n_jobs=workers, **options):
+        # who has waited for five minutes while others work on ends; no unit is lost
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+        jobs = (joblib.delayed(_numbered)(i, unit) for i, unit in enumerate(units))
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
+    from torch import cuda  # slow to import, and nothing else here needs it
+
+    if cuda.is_available():  # where what a waiting worker holds is missing elsewhere
+        get_reusable_executor().shutdown()
+
+
+def _ray(units: Sequence[Unit], _: int) -> Iterator[tuple[int, Any]]:
+    """Ray tasks with a GPU each if the cluster has any, else with a core; RAY_ADDRESS names a cluster, or one starts here.
+
+    Nodes need this kit installed, and the run folder at the same path.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run tells nobody about itself
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    need = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+    # max_calls 0: a process is used again, and keeps its model; Ray would end it after one unit on a GPU
+    task = ray.remote(max_calls=0, max_retries=2, **need)(_numbered)
+    waiting = [task.remote(i, unit) for i, unit in enumerate(units)]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        yield from ray.get(ready)
+
+
+EXECUTORS = {"loky": _loky, "ray": _ray, "sequential": _sequential}
+
+
+def _settle_in(pinned: bool) -> None:
+    """In a new worker: a core of its own, if workers fill the machine, and no end for having grown.
+
+    loky ends a worker that holds 300 MB more than after its first unit, as one does that scores and then trains.
+    """
+    process_executor._USE_PSUTIL = False
+    if pinned and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[current_process()._identity[-1] % len(cores)]})
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _numbered(i: int, unit: Unit) -> tuple[int, Any]:
     return i, unit()

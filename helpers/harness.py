@@ -3,6 +3,7 @@
 The only module that imports lm_eval; what is made of the answers is arithmetic, in `tax`.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from helpers import grid, models
+from helpers import dpo, grid, models
 from helpers.artifacts import atomic
 from helpers.tax import FOLDER
 
@@ -91,8 +92,8 @@ def evaluate(model: torch.nn.Module, tokenizer, tasks: Mapping[str, Any], head: 
     device = next(model.parameters()).device.type
     half = torch.bfloat16 if isinstance(models.autocast(model, dtype), torch.autocast) else None
     with _quiet():
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH[device], mixed_precision_dtype=half,
-                  softmax_dtype="float32")
+        lm = _Sharing(pretrained=model, tokenizer=tokenizer, batch_size=BATCH[device], mixed_precision_dtype=half,
+                      softmax_dtype="float32")
         found = evaluator.evaluate(lm=lm, task_dict=tasks, limit=limit or None, bootstrap_iters=0,
                                    apply_chat_template=chat, fewshot_as_multiturn=True,
                                    system_instruction=(head if chat else _begin(tokenizer) + head) or None)
@@ -110,6 +111,41 @@ def takes_system_text(policy: Any, tokenizer) -> bool:
         return "be brief" in tokenizer.apply_chat_template(turns, tokenize=False)
     except jinja2.exceptions.TemplateError:  # here the harness would drop the text, with no more than a log line
         return False
+
+
+class _Sharing(HFLM):
+    """The harness's model; the context of a question is computed once for all its choices (`dpo.pack`).
+
+    The harness itself computes it for every choice, and log-probabilities of the whole vocabulary at every token.
+    """
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs=None) -> list[tuple[float, bool]]:
+        """(summed log-probability, False) of each (texts, context, continuation): no task of choices reads the second."""
+        found, choices = {}, defaultdict(list)
+        for i, (_, context, _) in enumerate(requests):
+            choices[tuple(context)].append(i)
+        questions = [at for context, at in choices.items() if len(at) > 1
+                     and len(context) + max(len(requests[i][2]) for i in at) <= self.max_length]
+        for n in {len(at) for at in questions}:
+            found |= self._of_choices(requests, [at for at in questions if len(at) == n])
+        rest = [i for i in range(len(requests)) if i not in found]
+        plain = super()._loglikelihood_tokens([requests[i] for i in rest], disable_tqdm, override_bs) if rest else []
+        found |= dict(zip(rest, plain, strict=True))
+        return [found[i] for i in range(len(requests))]
+
+    @torch.inference_mode()
+    def _of_choices(self, requests, questions: list[list[int]]) -> dict[int, tuple[float, bool]]:
+        """The same for questions of as many choices each: a row holds a context and its choices."""
+        dpo.check_model(self.model)
+        rows, found = [(requests[at[0]][1], [requests[i][2] for i in at]) for at in questions], {}
+        half = self.mixed_precision_dtype
+        for batch in dpo.budget_batches([dpo.row_length(*row) for row in rows], dpo.TOKEN_BUDGET[self.device.type]):
+            packed = dpo.pack([rows[i][0] for i in batch], [rows[i][1] for i in batch])
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                sums = dpo.answer_logps(self.model, {name: values.to(self.device) for name, values in packed.items()})
+            for i, logps in zip(batch, sums.tolist(), strict=True):
+                found |= {request: (logp, False) for request, logp in zip(questions[i], logps, strict=True)}
+        return found
 
 
 def _accuracy(task: str, sample: Mapping[str, Any]) -> float:

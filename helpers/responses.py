@@ -6,7 +6,8 @@ keeps those a generic judge finds equally good, and one answer is taken from eac
 
 import json
 import re
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
-from helpers import grid, models, prompts
+from helpers import grid, models, prompts, sampling, served
 
 HEADINGS = r"(?:axis|categories|category|chosen category|response|question|answer)"
 OPENING_CLAUSE = re.compile(
@@ -84,6 +85,16 @@ def diverse(embeddings: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.n
     return means.labels_, np.array(chosen)
 
 
+def speaker(cfg) -> Callable[..., list[list[str]]]:
+    """What samples from the policy: speaker(cfg)(prompts, n, temperature, …) as in `sampling.generate`.
+
+    It runs here, or on the server that responses.base_url names.
+    """
+    if cfg.responses.base_url:
+        return partial(served.generate, cfg.responses.base_url, cfg.policy.path)
+    return partial(sampling.generate, *_policy(cfg.policy), dtype=cfg.policy.dtype)
+
+
 def sample(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, work: Path, shard: int = 30) -> pd.DataFrame:
     """Raw chain-of-thought responses: n_cot x per_cot a question, sampled by the policy in resumable shards.
 
@@ -128,10 +139,10 @@ def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed:
     if file.exists():
         return json.loads(file.read_text())
     rng = np.random.default_rng(seed)
-    model, tokenizer = models.load_policy(cfg.policy)
-    size = cfg.responses
+    say, size = speaker(cfg), cfg.responses
     settings = {key: getattr(size, key) for key in ("temperature", "top_p", "max_new_tokens", "batch")}
-    thoughts = _think(questions, categories, model, tokenizer, cfg, settings, seed)
+    with models.one_thread():
+        thoughts = _think(questions, categories, say, cfg, settings, seed)
     heads = []
     for question, own in zip(questions.itertuples(), thoughts, strict=True):
         for thought in own:
@@ -140,7 +151,8 @@ def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed:
                               "cot_categories": list(thought["categories"]), "cot_category": str(category)})
     asked = [prompts.render(cfg.policy.templates, "cot_given", X=h["x"], AXIS=h["cot_axis"],
                             CATEGORIES=", ".join(h["cot_categories"]), CATEGORY=h["cot_category"]) for h in heads]
-    answers = models.generate(model, tokenizer, asked, n=1, seed=seed + 1, **settings)
+    with models.one_thread():
+        answers = say(asked, n=1, seed=seed + 1, **settings)
     rows, count = [], {}
     for head, (answer,) in zip(heads, answers, strict=True):
         number = count[head["question_id"]] = count.get(head["question_id"], -1) + 1
@@ -152,14 +164,20 @@ def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed:
     return rows
 
 
-def _think(questions, categories, model, tokenizer, cfg, settings, seed) -> list[list[dict]]:
+def _think(questions, categories, say, cfg, settings, seed) -> list[list[dict]]:
     """n_cot chains of thought a question: the axis' own categories if divergent, else what the model writes."""
     n = cfg.responses.n_cot
     personal = questions[questions["kind"] == "personal"]
     asked = [prompts.render(cfg.policy.templates, "cot", X=text) for text in personal["text"]]
     # half as many again are drawn, because some chains of thought do not keep the format
-    drawn = models.generate(model, tokenizer, asked, n=n + (n + 1) // 2, seed=seed, **settings) if asked else []
+    drawn = say(asked, n=n + (n + 1) // 2, seed=seed, **settings) if asked else []
     parsed = {q: [t for t in map(parse_cot, texts) if t][:n]
               for q, texts in zip(personal["question_id"], drawn, strict=True)}
     given = {axis: [{"axis": axis, "categories": names}] * n for axis, names in categories.items()}
     return [parsed[q.question_id] if q.kind == "personal" else given[q.axis] for q in questions.itertuples()]
+
+
+@lru_cache(maxsize=1)
+def _policy(policy) -> tuple:
+    """Loaded once in the life of a worker."""
+    return models.load_policy(policy)

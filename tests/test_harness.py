@@ -52,6 +52,21 @@ def test_the_harness_and_scoring_agree(loaded, data, head):
     assert found[["task", "item", "kind"]].to_numpy().tolist() == [["little_facts", i, "x"] for i in range(3)]
 
 
+@pytest.mark.parametrize("window", [2048, 20])
+def test_a_shared_context_changes_nothing(loaded, window):
+    """Against the harness's own model: questions of two and of three choices, one of a single one, one too long."""
+    model, tokenizer = loaded
+    asked = [(QUESTION, [" lentil stew", " a slow roast"]), (HEADS[1] + QUESTION, [" a", " Good.", " stew, because"]),
+             ("The user", [" likes"]), ("Sunday " * 40, [" a", " roast"])]
+    pairs = [(context, choice) for context, choices in asked for choice in choices]
+    encoded = [(pair, *(tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair)) for pair in pairs]
+    options = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 4, "max_length": window}
+    ours, plain = (kind(**options)._loglikelihood_tokens(encoded[::-1], disable_tqdm=True)
+                   for kind in (harness._Sharing, harness.HFLM))
+    np.testing.assert_allclose([logp for logp, _ in ours], [logp for logp, _ in plain], rtol=1e-5, atol=1e-4)
+    assert len(ours) == len(pairs)
+
+
 def test_a_limit_and_nothing_outside_the_folder(loaded, data):
     tasks = harness.load_tasks(["little_facts"], data)
     assert len(harness.evaluate(*loaded, tasks, limit=2)) == 2
