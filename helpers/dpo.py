@@ -2,30 +2,34 @@
 
 A row is prompt[:-1] + (last prompt token + answer 1) + (last prompt token + answer 2) ... Each answer's
 positions restart where the prompt ends and no answer sees another, so a row gives the log-probabilities of
-one row per answer, and the prompt is computed once.
+one row per answer, and the prompt is computed once. What several prompts begin with can be computed once for
+all of them (`read_heads`): their rows then hold the rest.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 
 IGNORE = -100
 SOFT = -1  # stands in a prompt for a token that is given as a vector
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a batch
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
+LOGITS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time without gradients: in a CPU's cache they are quicker
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]],
-         multiple: int = 16) -> dict[str, Tensor]:
+         multiple: int = 16, starts: Sequence[int] = ()) -> dict[str, Tensor]:
     """Rows of a batch, padded on the right to a multiple of `multiple`: few shapes, for each costs a new kernel.
 
-    prompts: n lists of token ids, none empty; answers: for each its K answers, end token included.
+    prompts: n lists of token ids, none empty; answers: for each its answers, at most K, end token included.
+    starts: the position of each prompt's first token, where a head stands in front; else 0.
     Returns, as int64: input_ids, position_ids, segments (0 prompt, 1 ... K answer, -1 padding) and targets
     (the token to predict, or IGNORE), each [n, L]; counts [n, K], the tokens of each answer.
     """
@@ -33,6 +37,7 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[i
     shape = (len(prompts), -(-longest // multiple) * multiple)
     empty = {"input_ids": 0, "position_ids": 0, "segments": -1, "targets": IGNORE}
     batch = {name: np.full(shape, fill, dtype=np.int64) for name, fill in empty.items()}
+    batch["counts"] = np.zeros((len(prompts), max(map(len, answers))), dtype=np.int64)
     for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) - 1
         batch["input_ids"][i, :end], batch["segments"][i, :end] = prompt[:-1], 0
@@ -42,8 +47,9 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[i
             batch["input_ids"][i, at] = [prompt[-1], *answer[:-1]]
             batch["position_ids"][i, at] = len(prompt) - 1 + np.arange(len(answer))
             batch["segments"][i, at], batch["targets"][i, at] = k, answer
-            end = at.stop
-    batch["counts"] = np.array([[len(answer) for answer in row] for row in answers], dtype=np.int64)
+            batch["counts"][i, k - 1], end = len(answer), at.stop
+    if len(starts):
+        batch["position_ids"] += np.asarray(starts)[:, None]
     return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
@@ -65,29 +71,70 @@ def budget_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray
     return batches
 
 
-def answer_mask(segments: Tensor, position_ids: Tensor, window: int | None = None) -> Tensor:
-    """Who may look at whom, bool [n, 1, L, L]: backwards only, at the prompt and at one's own answer.
+def answer_mask(segments: Tensor, position_ids: Tensor, window: int | None = None,
+                heads: Tensor | None = None) -> Tensor:
+    """Who may look at whom, bool [n, 1, L, H + L]: backwards only, at the prompt and at one's own answer.
 
-    window: how far back, in tokens, for models with sliding-window attention.
+    window: how far back, in tokens, for models with sliding-window attention. heads: tokens of the head in
+    front of each row [n], of which the longest has H; without them H is 0.
     """
     mine, theirs = segments[:, :, None], segments[:, None, :]
-    allowed = ((theirs == 0) | (theirs == mine)).tril()
-    if window and window < segments.shape[1]:
-        allowed &= position_ids[:, :, None] - position_ids[:, None, :] < window
+    allowed, at = ((theirs == 0) | (theirs == mine)).tril(), position_ids
+    if heads is not None:
+        before = torch.arange(int(heads.max()), device=segments.device).expand(len(segments), -1)
+        seen = (before < heads[:, None])[:, None].expand(-1, segments.shape[1], -1)
+        allowed, at = torch.cat([seen, allowed], 2), torch.cat([before, position_ids], 1)
+    if window and window < at.shape[1]:
+        allowed &= position_ids[:, :, None] - at[:, None, :] < window
     return allowed[:, None]
 
 
-def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+class Heads(DynamicCache):
+    """Keys and values of heads, right-padded, [heads, key heads, H, d] a layer; rows read them and add nothing."""
+
+    lengths: Tensor  # tokens of each head
+    rows: Tensor | None = None  # which head stands in front of each row of the batch; None: heads are being read
+    longest: int  # tokens of the longest of them
+
+    def behind(self, rows: Tensor) -> "Heads":
+        """This cache, set to a batch: rows [n] says which head stands in front of each."""
+        self.rows, self.longest = rows, int(self.lengths[rows].max())
+        return self
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
+               **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.rows is None:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        kept = self.layers[layer_idx]
+        return tuple(torch.cat([whole[:, :, :self.longest].index_select(0, self.rows), own], 2)
+                     for whole, own in ((kept.keys, key_states), (kept.values, value_states)))
+
+
+def read_heads(model: torch.nn.Module, heads: Sequence[Sequence[int]]) -> Heads:
+    """The cache of some heads, token ids each; rows packed with `starts` stand behind them (Heads.behind)."""
+    device = next(model.parameters()).device
+    batch = pack([[*head, 0] for head in heads], [[[]]] * len(heads), multiple=1)
+    cache = Heads()
+    last_hidden(model, {name: values.to(device) for name, values in batch.items()}, cache)
+    cache.lengths = torch.tensor([len(head) for head in heads], device=device)
+    return cache
+
+
+def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
     """Sum of the log-probabilities of each answer's tokens, nats, float32 [n, K].
 
-    batch: what `pack` returned, and `soft` (see `last_hidden`). Only answers' positions go through the head.
+    batch: what `pack` returned, and `soft` (see `last_hidden`). Only answers' positions go through the model's
+    head, and without gradients so many at a time that memory is bounded for any vocabulary.
     """
-    base, hidden = _base(model), last_hidden(model, batch)
+    hidden, word_head = last_hidden(model, batch, cache), _base(model).get_output_embeddings()
     (n, k), targets = batch["counts"].shape, batch["targets"].flatten()
     at = (targets != IGNORE).nonzero()[:, 0]
     padded = pad(at, (0, -len(at) % 256))  # of few lengths, as rows are (see pack)
-    logits = base.get_output_embeddings()(hidden.flatten(0, 1)[padded])[:len(at)].float()
-    token_logps = -cross_entropy(logits, targets[at], reduction="none")
+    few = max(256, LOGITS[at.device.type] // len(word_head.weight) // 256 * 256)
+    parts = zip(*(rows.split(len(padded) if torch.is_grad_enabled() else few)
+                  for rows in (hidden.flatten(0, 1)[padded], targets[padded])), strict=True)
+    token_logps = torch.cat([-cross_entropy(word_head(rows).float(), wanted, reduction="none")
+                             for rows, wanted in parts])[:len(at)]
     owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
 
@@ -99,19 +146,21 @@ def answer_means(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return mine.to(hidden.dtype) @ hidden / mine.sum(-1, keepdim=True)
 
 
-def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
     """The decoder's last hidden states [n, L, hidden] of packed rows.
 
     A row whose prompt has the token SOFT finds there, as its embedding, its vector of batch["soft"] [n, hidden].
+    cache: the heads that stand in front of the rows.
     """
     base, positions, given = _base(model), batch["position_ids"], {"input_ids": batch["input_ids"]}
     if "soft" in batch:
         words = base.get_input_embeddings()(batch["input_ids"].clamp(min=0))
         here = (batch["input_ids"] == SOFT)[:, :, None]
         given = {"inputs_embeds": torch.where(here, batch["soft"][:, None].to(words.dtype), words)}
-    with _attention(base, batch["segments"], positions) as mask:
-        return base.get_decoder()(**given, position_ids=positions, attention_mask=mask,
-                                  use_cache=False).last_hidden_state
+    heads = cache.lengths[cache.rows] if cache is not None and cache.rows is not None else None
+    with _attention(base, batch["segments"], positions, heads) as mask:
+        return base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                                  use_cache=cache is not None).last_hidden_state
 
 
 def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,15 +203,16 @@ def _base(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextmanager
-def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor) -> Iterator[Tensor]:
+def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
+               heads: Tensor | None = None) -> Iterator[Tensor]:
     """The mask for the decoder; and, where it is faster, another attention than torch's fused one.
 
     In bfloat16 on a CPU the fused one takes six times as long, there and back, as three plain operations.
     """
     config = base.config.get_text_config()
-    mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None))
+    mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None), heads)
     half = segments.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if not (half and segments.shape[1] <= SHORT):
+    if not (half and mask.shape[2] * mask.shape[3] <= SHORT**2):
         yield mask
         return
     before, config._attn_implementation = config._attn_implementation, "plain_rows"

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from multiprocessing import current_process
 from typing import Any
 
@@ -13,28 +13,35 @@ from tqdm.auto import tqdm
 Unit = Callable[[], Any]
 
 
-def run_units(units: Sequence[Unit], workers: int, executor: str = "loky", desc: str = "units",
+def run_units(units: Iterable[Unit], workers: int, executor: str = "loky", desc: str = "units",
               unit: str = "unit", finished: int = 0) -> list[Any]:
     """unit() for every unit, `workers` at a time, behind one bar; the results in the order of units.
 
-    executor: "loky" (processes of this machine, which stay for the next grid), "ray" (a cluster, as many at a time
-    as it has GPUs or else cores; an extra) or "sequential" (no other process). Units are started in the order given:
-    put the longest first. finished: units done before, for the bar alone. Two processes of one thread do more than
-    one of two threads.
+    units: may be an iterator, which is read as workers come free. executor: "loky" (processes of this machine,
+    which stay for the next grid), "threading" (no start, for work that is mostly torch's), "ray" (a cluster, as
+    many at a time as it has GPUs or else cores; an extra) or "sequential" (no other process). Units are started
+    in the order given: put the longest first. finished: units done before, for the bar alone. Two workers of one
+    thread do more than one of two threads.
     """
-    results: list[Any] = [None] * len(units)
-    with tqdm(total=finished + len(units), initial=finished, desc=desc, unit=unit) as bar:
-        for i, result in EXECUTORS[executor](units, workers) if units else ():
+    results, total = {}, finished + len(units) if isinstance(units, Sized) else None
+    with tqdm(total=total, initial=finished, desc=desc, unit=unit) as bar:
+        for i, result in EXECUTORS[executor](units, workers) if total != finished else ():
             results[i] = result
             bar.update()
-    return results
+    return [results[i] for i in sorted(results)]
 
 
-def _sequential(units: Sequence[Unit], _: int) -> Iterator[tuple[int, Any]]:
+def _threads(units: Iterable[Unit], workers: int) -> Iterator[tuple[int, Any]]:
+    jobs = (joblib.delayed(_numbered)(i, unit) for i, unit in enumerate(units))
+    with joblib.parallel_config("threading", n_jobs=workers):
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(jobs)
+
+
+def _sequential(units: Iterable[Unit], _: int) -> Iterator[tuple[int, Any]]:
     return (_numbered(i, unit) for i, unit in enumerate(units))
 
 
-def _loky(units: Sequence[Unit], workers: int) -> Iterator[tuple[int, Any]]:
+def _loky(units: Iterable[Unit], workers: int) -> Iterator[tuple[int, Any]]:
     """Workers have imported torch and loaded a model: the next grid of the same notebook begins at once.
 
     One worker is this process.
@@ -51,7 +58,7 @@ def _loky(units: Sequence[Unit], workers: int) -> Iterator[tuple[int, Any]]:
         get_reusable_executor().shutdown()
 
 
-def _ray(units: Sequence[Unit], _: int) -> Iterator[tuple[int, Any]]:
+def _ray(units: Iterable[Unit], _: int) -> Iterator[tuple[int, Any]]:
     """Ray tasks with a GPU each if the cluster has any, else with a core; RAY_ADDRESS names a cluster, or one starts here.
 
     Nodes need this kit installed, and the run folder at the same path.
@@ -70,7 +77,7 @@ def _ray(units: Sequence[Unit], _: int) -> Iterator[tuple[int, Any]]:
         yield from ray.get(ready)
 
 
-EXECUTORS = {"loky": _loky, "ray": _ray, "sequential": _sequential}
+EXECUTORS = {"loky": _loky, "threading": _threads, "ray": _ray, "sequential": _sequential}
 
 
 def _settle_in(pinned: bool) -> None:

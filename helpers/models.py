@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +40,7 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
-    tokenizer = _tokenizer(path)
+    tokenizer = load_tokenizer(path)
     with peft_quiet():
         return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
 
@@ -49,12 +51,17 @@ def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple[PeftModel
     `model.set_adapter(name)` switches; a batch is mixed by `model(..., adapter_names=[...])`, a name for each
     row, "__base__" for none.
     """
-    (model, tokenizer), names = load_policy(policy), list(adapters)
+    model, tokenizer = load_policy(policy)
+    return _with_adapters(model, adapters), tokenizer
+
+
+def _with_adapters(base: torch.nn.Module, adapters: Mapping[str, str | Path]) -> PeftModel:
+    (first, folder), *others = adapters.items()
     with peft_quiet():
-        model = PeftModel.from_pretrained(model, str(adapters[names[0]]), adapter_name=names[0])
-        for name in names[1:]:
-            model.load_adapter(str(adapters[name]), name)
-    return model.eval(), tokenizer
+        model = PeftModel.from_pretrained(base, str(folder), adapter_name=first)
+        for name, folder in others:
+            model.load_adapter(str(folder), name)
+    return model.eval()
 
 
 @contextmanager
@@ -66,20 +73,63 @@ def peft_quiet() -> Iterator[None]:
 
 
 @contextmanager
-def adapted(base: torch.nn.Module, adapter: str | Path = "") -> Iterator[torch.nn.Module]:
-    """The base with an adapter on it, or bare if there is none; afterwards the base is as it was.
+def adapted(base: torch.nn.Module,
+            adapter: str | Path | Mapping[str, str | Path] = "") -> Iterator[torch.nn.Module]:
+    """The base with an adapter on it, or several (name -> folder), or bare if there is none; afterwards as before.
 
     One loaded base serves all adapters of a run, one after the other.
     """
     if not adapter:
         yield base
         return
-    with peft_quiet():
-        model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    model = _with_adapters(base, adapter if isinstance(adapter, Mapping) else {"default": adapter})
     try:
         yield model
     finally:
         model.unload()
+
+
+@contextmanager
+def merged(model: torch.nn.Module, wanted: bool = True) -> Iterator[None]:
+    """For the while, an adapter is part of the weights it adapts: a pass costs no more than the base's.
+
+    Where weights are float32, that is; in others a small adapter would be rounded away. Afterwards the weights
+    are what they were, bit for bit.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if wanted else []
+    if not all(type(layer) is LoraLinear and layer.get_base_layer().weight.dtype == torch.float32
+               and not layer.disable_adapters and not layer.merged for layer in layers):
+        layers = []
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.data for weight in weights]
+    try:
+        with torch.inference_mode(False), torch.no_grad():  # else they could not be trained on again
+            for layer, weight in zip(layers, weights, strict=True):
+                weight.data = weight.data.clone()
+                layer.merge()
+        yield
+    finally:
+        for layer, weight, data in zip(layers, weights, before, strict=True):
+            weight.data = data
+            layer.merged_adapters.clear()
+
+
+@contextmanager
+def mixed(model: torch.nn.Module, names: Sequence[str] | None) -> Iterator[None]:
+    """For the while, the i-th row of a batch goes through the adapter names[i], "__base__": none; None: as it is.
+
+    What peft does for `model(..., adapter_names=names)`, for passes that do not start at its own forward.
+    """
+    def named(layer, args, kwargs):
+        return args, kwargs | {"adapter_names": names}
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if names else []
+    hooks = [layer.register_forward_pre_hook(named, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -122,6 +172,14 @@ def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextMana
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
 
 
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy or a reward model, which pads with its end token if it has none for it."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(path), trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def load_embedder(path: str | Path) -> SentenceTransformer:
     """The sentence embedder; `.encode(texts, normalize_embeddings=True)` gives [n, d]."""
     return SentenceTransformer(resolve(path), device=_device(), trust_remote_code=False)
@@ -131,7 +189,7 @@ class Reward:
     """A generic judge of answers: a sequence classifier with one output."""
 
     def __init__(self, path: str | Path) -> None:
-        self.tokenizer = _tokenizer(resolve(path))
+        self.tokenizer = load_tokenizer(path)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             resolve(path), num_labels=1, dtype=_weights_dtype("auto", _device()), **SAFE).to(_device()).eval()
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -168,13 +226,6 @@ def _device() -> str:
 def _weights_dtype(dtype: str, device: str) -> torch.dtype:
     half = device == "cuda" and (dtype == "bfloat16" or (dtype == "auto" and bf16_available(device)))
     return torch.bfloat16 if half else torch.float32  # on a CPU `autocast` rounds what it multiplies
-
-
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _four_bit() -> BitsAndBytesConfig:

@@ -8,6 +8,9 @@ import pandas as pd
 import torch
 
 from helpers import dpo, models
+from helpers.sharing import PAYS, Asked, Plan, chunks, plan
+
+TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
 
 
 class Pair(NamedTuple):
@@ -20,34 +23,67 @@ class Pair(NamedTuple):
     cut: int  # of question and answers that are too long even without a prefix
 
 
-@torch.inference_mode()
 def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
                 rejected: Sequence[str], token_budget: int = 0, max_length: int = 512,
                 dtype: str = "auto", side: str = "left", max_prompt: int = 0,
-                soft: torch.Tensor | None = None) -> pd.DataFrame:
+                soft: torch.Tensor | None = None, adapters: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per pair, in input order.
 
     prompts: (head, tail) as from prefixes.prompt; the head, which holds the prefix, gives way to max_length
-    and, if it is set, to max_prompt (see `encode_pairs`).
+    and, if it is set, to max_prompt (see `encode`).
     token_budget: padded tokens of a batch; 0: what suits the device. soft: a vector for each pair [n, hidden],
-    which stands as one more token right after the begin token (helpers.vpl).
+    which stands as one more token right after the begin token (helpers.vpl). adapters: the name of one for
+    each pair, of a model with several (models.load_adapters), "__base__" for none; a batch may mix them.
     Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
     n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
+    answers = list(zip(chosen, rejected, strict=True))
+    asked = encode(tokenizer, prompts, answers, max_length, side, max_prompt, soft is not None)
+    sums = answer_sums(model, asked, token_budget, dtype, soft, adapters).reshape(-1, 2)
+    counts = np.array([[len(answer) for answer in one.answers] for one in asked], dtype=int).reshape(-1, 2)
+    scores = pd.DataFrame({"logp_chosen": sums[:, 0], "logp_rejected": sums[:, 1],
+                           "n_chosen": counts[:, 0], "n_rejected": counts[:, 1]}).assign(correct=is_correct)
+    return scores.assign(lost=[one.lost for one in asked], cut=[one.cut for one in asked])
+
+
+@torch.inference_mode()
+def answer_sums(model: torch.nn.Module, asked: Sequence[Asked], token_budget: int = 0, dtype: str = "auto",
+                soft: torch.Tensor | None = None, adapters: Sequence[str] | None = None,
+                pays: float = PAYS) -> np.ndarray:
+    """Summed log-probability (nats) of every answer of every prompt, counted through in order [answers].
+
+    Any number of answers a prompt. Nothing is computed twice: see sharing.plan, also for `pays`. Other arguments
+    as in `score_pairs`; a soft vector belongs to its prompt alone, so that such prompts share nothing.
+    """
     dpo.check_model(model)
-    pairs = encode_pairs(tokenizer, prompts, chosen, rejected, max_length, side, max_prompt, soft is not None)
-    columns, device = np.zeros((len(pairs), 4)), next(model.parameters()).device
-    lengths, budget = [dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget
+    device = next(model.parameters()).device
+    budget = token_budget or TOKENS[device.type]
+    made = plan(asked, range(len(asked)) if soft is not None else adapters, pays)
+    sums = np.zeros(sum(len(one.answers) for one in asked))
     model.eval()
-    for at in dpo.budget_batches(lengths, budget or dpo.TOKEN_BUDGET[device.type]):
-        batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
-        batch |= {} if soft is None else {"soft": soft[torch.from_numpy(at)]}
-        with models.autocast(model, dtype):
-            found = dpo.pair_logps(model, {name: values.to(device) for name, values in batch.items()})
-        columns[at] = torch.stack([values.double() for values in found], 1).cpu().numpy()
-    scores = pd.DataFrame(columns, columns=["logp_chosen", "logp_rejected", "n_chosen", "n_rejected"])
-    scores = scores.astype({"n_chosen": int, "n_rejected": int}).assign(correct=is_correct)
-    return scores.assign(lost=[p.lost for p in pairs], cut=[p.cut for p in pairs])
+    with models.autocast(model, dtype), models.merged(model, adapters is None):
+        for heads, rows in chunks(made, budget):
+            with models.mixed(model, adapters and [made.keys[head] for head in heads]):
+                cache = dpo.read_heads(model, [made.heads[head] for head in heads]) if heads else None
+            place = {head: i for i, head in enumerate(heads)}
+            for at in dpo.budget_batches([made.rows[i].length for i in rows], budget):
+                _score_batch(model, made, [rows[i] for i in at], cache, place, soft, adapters is not None, sums)
+    return sums
+
+
+def _score_batch(model: torch.nn.Module, made: Plan, at: Sequence[int], cache: dpo.Heads | None,
+                 place: dict[int, int], soft: torch.Tensor | None, mix: bool, sums: np.ndarray) -> None:
+    """Read the rows `at` of a plan behind their heads, and write each answer's sum to its slots."""
+    rows, device = [made.rows[i] for i in at], next(model.parameters()).device
+    starts = [len(made.heads[row.head]) for row in rows] if cache else ()
+    batch = dpo.pack([row.prompt for row in rows], [row.answers for row in rows], starts=starts)
+    batch |= {} if soft is None else {"soft": soft[[row.key for row in rows]]}
+    behind = cache.behind(torch.tensor([place[row.head] for row in rows], device=device)) if cache else None
+    with models.mixed(model, [row.key for row in rows] if mix else None):
+        found = dpo.answer_logps(model, {name: values.to(device) for name, values in batch.items()}, behind)
+    for row, of_row in zip(rows, found.double().cpu().numpy(), strict=True):
+        for slots, value in zip(row.wanted, of_row, strict=False):
+            sums[slots] = value
 
 
 def is_correct(scores: pd.DataFrame) -> pd.Series:
@@ -58,7 +94,15 @@ def is_correct(scores: pd.DataFrame) -> pd.Series:
 def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
                  rejected: Sequence[str], max_length: int, side: str = "left", max_prompt: int = 0,
                  soft: bool = False) -> list[Pair]:
-    """Token ids of each pair: begin token, head, tail, and each answer as " " + text + end token.
+    """Token ids of each pair (see `encode`)."""
+    answers = list(zip(chosen, rejected, strict=True))
+    return [Pair(one.prompt, *one.answers, one.lost, one.cut)
+            for one in encode(tokenizer, prompts, answers, max_length, side, max_prompt, soft)]
+
+
+def encode(tokenizer, prompts: Sequence[tuple[str, str]], answers: Sequence[Sequence[str]], max_length: int,
+           side: str = "left", max_prompt: int = 0, soft: bool = False) -> list[Asked]:
+    """Token ids of each prompt, begin token, head, tail, and of its answers, each " " + text + end token.
 
     Each part is tokenised on its own. A question keeps its last max_length / 2 tokens and an answer its first
     ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
@@ -67,18 +111,18 @@ def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence
     soft: dpo.SOFT follows the begin token, in place of a token that is given as a vector.
     """
     heads, tails = (_ids(tokenizer, (prompt[part] for prompt in prompts)) for part in (0, 1))
-    answers = [_ids(tokenizer, (f" {text}" for text in texts)) for texts in (chosen, rejected)]
+    said = iter(_ids(tokenizer, (f" {text}" for texts in answers for text in texts)))
     start, end = [i for i in [tokenizer.bos_token_id] if i is not None], [tokenizer.eos_token_id]
     start += [dpo.SOFT] * soft
-    room, pairs = max_length - len(start), []
-    for head, tail, *both in zip(heads, tails, *answers, strict=True):
-        question = tail[-(room // 2):]
-        kept = [(answer + end)[:room - len(question)] for answer in both]
+    room, asked = max_length - len(start), []
+    for head, tail, texts in zip(heads, tails, answers, strict=True):
+        question, whole = tail[-(room // 2):], [next(said) for _ in texts]
+        kept = [(answer + end)[:room - len(question)] for answer in whole]
         prefix, lost = fit(head, question, kept, room, side, max_prompt and max(1, max_prompt - len(start)))
-        cut = sum(len(answer) + 1 - len(part) for answer, part in zip(both, kept, strict=True))
+        cut = sum(len(answer) + 1 - len(part) for answer, part in zip(whole, kept, strict=True))
         cut += len(tail) - len(question)
-        pairs.append(Pair(start + prefix + question, *kept, lost, cut))
-    return pairs
+        asked.append(Asked(start + prefix + question, kept, lost, cut, len(start + prefix)))
+    return asked
 
 
 def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Sequence[int]], max_length: int,

@@ -47,6 +47,29 @@ def test_mask_by_hand():
     assert near.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
 
 
+def test_rows_behind_a_head_by_hand():
+    # the head has 3 tokens: the row starts at position 3; rows of two heads see the tokens of their own alone
+    batch = dpo.pack([[7, 8], [9]], [[[1]], [[4], [5, 6]]], multiple=1, starts=[3, 1])
+    assert batch["input_ids"].tolist() == [[7, 8, 0], [9, 9, 5]]
+    assert batch["position_ids"][0, :2].tolist() == [3, 4]
+    assert batch["position_ids"][1].tolist() == [1, 1, 2]
+    assert batch["counts"].tolist() == [[1, 0], [1, 2]]
+    mask = dpo.answer_mask(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[3, 4], [1, 1]]), heads=torch.tensor([3, 1]))
+    assert mask[:, 0].int().tolist() == [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]]]
+    near = dpo.answer_mask(torch.tensor([[0, 1]]), torch.tensor([[3, 4]]), window=3, heads=torch.tensor([3]))
+    assert near[0, 0].int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+
+
+def test_few_logits_at_a_time_give_the_same(model, monkeypatch):
+    prompts, answers = draw(np.random.default_rng(5), 60, 2)
+    batch = dpo.pack(prompts, answers)
+    assert batch["counts"].sum() > 512  # three parts of 256 or fewer
+    with torch.no_grad():
+        whole = dpo.answer_logps(model, batch)
+        monkeypatch.setitem(dpo.LOGITS, "cpu", 1)
+        torch.testing.assert_close(dpo.answer_logps(model, batch), whole, rtol=1e-6, atol=1e-6)
+
+
 def test_budget_batches_by_hand():
     # sorted 5 4 2 2 1: 5 and 4 padded to 5 are 10 tokens, a third would be 15; 2 2 1 padded to 2 are 6
     batches = dpo.budget_batches([2, 5, 1, 4, 2], token_budget=12)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import make_tokenizer
+from tiny import make_adapter, make_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from helpers import ROOT, models
@@ -45,6 +45,50 @@ def test_an_adapter_comes_and_goes(policy, tmp_path):
         assert torch.equal(model(ids).logits, plain)
         with models.adapted(model) as bare:
             assert bare is model
+
+
+@pytest.fixture(scope="module")
+def adapters(policy, tmp_path_factory) -> dict:
+    """Three random adapters, name -> folder."""
+    return {name: make_adapter(policy, tmp_path_factory.mktemp(name), seed) for seed, name in enumerate("abc")}
+
+
+def test_a_merged_adapter_computes_the_same_and_leaves_the_weights_alone(policy, adapters):
+    model, _ = models.load_adapters(policy, {"a": adapters["a"]})
+    ids = torch.arange(12)[None]
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with torch.inference_mode():
+        plain = model(input_ids=ids).logits
+        with models.merged(model):
+            together = model(input_ids=ids).logits
+    torch.testing.assert_close(together, plain, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(together, plain)  # it was merged
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+    model.get_input_embeddings().requires_grad_(True)
+    model(input_ids=ids, labels=ids).loss.backward()  # no weight has become one of inference mode
+    with model.disable_adapter(), torch.inference_mode():
+        bare = model(input_ids=ids).logits
+        with models.merged(model):
+            assert torch.equal(model(input_ids=ids).logits, bare)
+
+
+def test_an_adapter_is_not_merged_into_half_weights(policy, adapters):
+    model, _ = models.load_adapters(policy, {"a": adapters["a"]})
+    model.get_base_model().to(torch.bfloat16)
+    with models.merged(model):
+        assert not any(getattr(layer, "merged", False) for layer in model.modules())
+
+
+def test_mixed_rows_go_through_their_own_adapters(policy, adapters):
+    model, _ = models.load_adapters(policy, adapters)
+    ids, names = torch.arange(12)[None], ["b", "__base__", "a", "b"]
+    with torch.inference_mode():
+        with models.mixed(model, names):
+            found = model.get_base_model()(input_ids=ids.expand(4, -1)).logits
+        expected = model(input_ids=ids.expand(4, -1), adapter_names=names).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found[0], found[1])
 
 
 def test_reward_reads_question_and_answer(tmp_path):

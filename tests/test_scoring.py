@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import torch
 from tiny import make_policy, make_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from helpers import models, scoring
+from helpers import dpo, models, scoring
+from helpers.sharing import Asked
 
 HEADS = ["", "The user is Ada Lind.\n", "The user likes lentil stew and a slow roast with many herbs.\n"]
 TAILS = ["Question: what should I cook?\nAnswer:", "Question: where?\nAnswer:"]
@@ -44,6 +46,79 @@ def test_scores_equal_one_row_at_a_time(policy, token_budget):
         np.testing.assert_allclose(found[column], plain, rtol=1e-5, atol=1e-5)
     assert found["n_chosen"].iloc[0] == len(policy[1](" " + chosen[0])["input_ids"]) + 1
     assert (found[["lost", "cut"]] == 0).all(axis=None)
+
+
+SIZES = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "attn_implementation": "sdpa"}
+SHAPES = {"llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+          "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=9))}  # shorter than the rows
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def shape(request):
+    torch.manual_seed(3)
+    return SHAPES[request.param]().eval()
+
+
+def draw_asked(seed: int, n: int, n_answers: int) -> list[Asked]:
+    """Prompts behind one of five heads of 1 to 60 tokens, some of them equal, in a random order."""
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return rng.integers(0, 257, rng.integers(low, high)).tolist()
+
+    heads, questions, said = [ids(1, 61) for _ in range(5)], [ids(0, 9) for _ in range(7)], [ids(1, 20) for _ in range(9)]
+    drawn = [(heads[rng.integers(5)], questions[rng.integers(7)]) for _ in range(n)]
+    return [Asked(head + question, [said[i] for i in rng.integers(0, 9, n_answers)], 0, 0, len(head))
+            for head, question in drawn]
+
+
+def one_at_a_time(model, asked: list[Asked]) -> np.ndarray:
+    """A row per answer, the whole vocabulary at every position, and nothing shared."""
+    sums = []
+    with torch.inference_mode():
+        for one in asked:
+            for answer in one.answers:
+                row = torch.tensor([one.prompt + answer])
+                logps = model(input_ids=row).logits[0].log_softmax(-1)[len(one.prompt) - 1:-1]
+                sums.append(logps.gather(1, torch.tensor(answer)[:, None]).sum().item())
+    return np.array(sums)
+
+
+@pytest.mark.parametrize("n_answers", [1, 2, 4])
+@pytest.mark.parametrize("pays", [0.0, 0.08, 9.0])
+def test_whatever_is_shared_scores_equal_one_row_at_a_time(shape, n_answers, pays):
+    asked = draw_asked(n_answers, 30, n_answers)
+    plain = one_at_a_time(shape, asked)
+    for budget in (40, 300, 100_000):
+        found = scoring.answer_sums(shape, asked, budget, "float32", pays=pays)
+        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_are_read_once(shape, monkeypatch):
+    read, real = [], dpo.read_heads
+    monkeypatch.setattr(dpo, "read_heads", lambda model, heads: read.extend(heads) or real(model, heads))
+    scoring.answer_sums(shape, draw_asked(2, 30, 2), 100, "float32", pays=0.0)
+    assert len(read) == len({tuple(head) for head in read}) >= 3
+
+
+def test_a_prompt_may_have_any_number_of_answers(shape):
+    asked = [one._replace(answers=one.answers[:1 + i % 4]) for i, one in enumerate(draw_asked(7, 12, 4))]
+    found = scoring.answer_sums(shape, asked, 150, "float32")
+    np.testing.assert_allclose(found, one_at_a_time(shape, asked), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_behind_a_head_is_as_near_as_without(shape):
+    asked = draw_asked(2, 30, 2)
+    exact = one_at_a_time(shape, asked)
+    for pays in (0.0, 9.0):
+        found = scoring.answer_sums(shape, asked, 300, "bfloat16", pays=pays)
+        # 8 bits, at most 20 tokens of up to 12 nats
+        np.testing.assert_allclose(found, exact, rtol=2e-2, atol=0.3)
+
+
+def test_no_pairs_give_no_rows(policy):
+    assert scoring.score_pairs(*policy, [], [], []).empty
 
 
 def test_rule_by_hand():

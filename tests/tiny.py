@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import helpers.models
 
 END = "<|end|>"
 TEXT = ["The quick brown fox asks a question.\nAnswer: lentil stew, because it spares the animals. Good.",
@@ -58,3 +61,13 @@ def make_policy(folder: Path, **sizes: int) -> Policy:
     LlamaForCausalLM(LlamaConfig(**config | ids | sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Policy(str(folder))
+
+
+def make_adapter(policy: Policy, folder: Path, seed: int) -> Path:
+    """A random LoRA adapter of the policy, saved."""
+    torch.manual_seed(seed)
+    base = LlamaForCausalLM.from_pretrained(policy.path)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    with helpers.models.peft_quiet():
+        get_peft_model(base, lora).save_pretrained(folder)
+    return folder
