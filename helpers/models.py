@@ -1,6 +1,7 @@
 """Loading policy, reward model and embedder from a folder or the hub, and sampling from the policy."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,7 +36,7 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     if policy.load_in_4bit:
         options["quantization_config"] = _four_bit()
     elif device == "cuda":
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}  # 0, or as accelerate launch says
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
@@ -121,6 +122,11 @@ def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextMana
     device = next(model.parameters()).device.type
     wanted = dtype == "bfloat16" or (dtype == "auto" and bf16_available(device))
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy, without the policy."""
+    return _tokenizer(resolve(path))
 
 
 def load_embedder(path: str | Path) -> SentenceTransformer:

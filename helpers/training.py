@@ -179,11 +179,11 @@ class PairTrainer(DPOTrainer):
     def __init__(self, *args: Any, dtype: str = "auto", token_budget: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=self._collate, **kwargs)
         dpo.check_model(self.model)
-        self.dtype, self.token_budget = dtype, token_budget
+        self.dtype, self.token_budget = dtype, token_budget or dpo.TOKEN_BUDGET[self.args.device.type]
         self.remove_callback(PrinterCallback)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        self.token_budget = self.token_budget or self._fitting_budget()
+        self.token_budget = self._fitting_budget()
         return super().train(*args, **kwargs)
 
     @property
@@ -211,11 +211,11 @@ class PairTrainer(DPOTrainer):
             grad.copy_(part.view_as(grad))
 
     def _fitting_budget(self) -> int:
-        """The token budget that memory allows, from what one more of the longest row keeps for its way back."""
+        """The part of the token budget that memory allows, from what one more of the longest row keeps for its way back."""
         longest, device = max(self.train_dataset, key=_row_length), self.args.device
         one, two = (self._prepare_inputs(self._rows([longest] * n) | {"of": torch.tensor(n)}) for n in (1, 2))
         kept = [memory.kept_bytes(partial(self.compute_loss, self.model.train(), rows)) for rows in (one, two)]
-        budget, recompute = memory.fit(kept[1] - kept[0], one["input_ids"].shape[1], dpo.TOKEN_BUDGET[device.type],
+        budget, recompute = memory.fit(kept[1] - kept[0], one["input_ids"].shape[1], self.token_budget,
                                        memory.free_bytes(device))
         if recompute:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -270,7 +270,8 @@ class VplTrainer(PairTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        vpl.save(self.model.vpl, Path(output_dir or self.args.output_dir))
+        if self.args.should_save:
+            vpl.save(self.model.vpl, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(checkpoint, model)
@@ -283,7 +284,7 @@ def training_args(cell: Cell, out: Path) -> DPOConfig:
     return DPOConfig(
         output_dir=str(checkpoints(cell) if t.checkpoint_steps else out), seed=cell.seed, beta=t.beta,
         learning_rate=cell.learning_rate or t.learning_rate,
-        num_train_epochs=t.epochs, per_device_train_batch_size=t.batch_size, lr_scheduler_type="linear",
+        num_train_epochs=t.epochs, per_device_train_batch_size=_batch_size(t), lr_scheduler_type="linear",
         warmup_steps=t.warmup, optim="paged_adamw_32bit" if cell.policy.load_in_4bit else "adamw_torch_fused",
         bf16=False, activation_checkpointing=False, disable_dropout=t.lora_dropout == 0, max_length=None,
         logging_strategy="steps", logging_steps=max(1, steps // LOSS_POINTS), save_total_limit=1,
@@ -347,6 +348,15 @@ def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) ->
         max_length=cell.policy.max_length, side=cell.side, max_prompt=cell.policy.max_prompt, soft=soft)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
+
+
+def _batch_size(training: Any) -> int:
+    """Pairs of an update for each of the processes that accelerate launch has started, or for the only one."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if training.batch_size % processes:
+        raise ValueError(f"training.batch_size is {training.batch_size}, of which {processes} processes cannot have "
+                         "equal parts; set one that they divide, or launch fewer")
+    return training.batch_size // processes
 
 
 def _last_checkpoint(folder: Path) -> str | None:
