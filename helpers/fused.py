@@ -5,8 +5,10 @@ that read the same input are multiplied in one go with their adapters, and a nor
 gradients are those of peft and transformers, and what is not known to be replaceable is left to them.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,14 +24,18 @@ def layers(model: nn.Module) -> Iterator[int]:
 
     Left alone are quantised layers, layers with several adapters, DoRA or dropout, and other norms.
     """
-    found = [*_adapted(model), *_norms(model)]
+    found, rotating = [*_adapted(model), *_norms(model)], _rotating(model)
     for module, forward in found:
         module.forward = forward
+    for module in rotating:
+        module.apply_rotary_pos_emb = rotate
     try:
         yield len(found)
     finally:
         for module, _ in found:
             del module.forward
+        for module, plain in rotating.items():
+            module.apply_rotary_pos_emb = plain
 
 
 class Together:
@@ -65,6 +71,13 @@ class Together:
             outputs = _Lora.apply(x, self.weights[dtype], scales, *down, *up)
         biases = [one.base_layer.bias for one in self.members]
         return tuple(y if b is None else y + b.to(dtype) for y, b in zip(outputs, biases, strict=True))
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Queries and keys [n, heads, L, d] turned by their positions; cos, sin [n, L, d]. transformers' function."""
+    half = cos.shape[-1] // 2
+    cos, sin = (x.unsqueeze(unsqueeze_dim) for x in (cos, torch.cat((-sin[..., :half], sin[..., half:]), -1)))
+    return _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -121,6 +134,25 @@ class _Norm(torch.autograd.Function):
         return pull.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None, None
 
 
+class _Rotate(torch.autograd.Function):
+    """x cos + (x with its halves swapped) sin, in the precision of cos; the result in that of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin.roll(sin.shape[-1] // 2, -1)), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = x.to(cos.dtype, memory_format=torch.contiguous_format)
+    return (wide * cos).addcmul_(wide.roll(wide.shape[-1] // 2, -1), sin).to(x.dtype)
+
+
 def _adapted(model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
     """Each LoRA layer that can be fused, with its new forward."""
     for parent in model.modules():
@@ -160,3 +192,13 @@ def _norms(model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
 
 def _norm(weight: Tensor, epsilon: float) -> Callable[[Tensor], Tensor]:
     return lambda x: _Norm.apply(x, weight, epsilon, compute_dtype(x))
+
+
+def _rotating(model: nn.Module) -> dict[ModuleType, Callable]:
+    """The Python modules from which the layers take a rotation that is ours, which is tried out; and theirs."""
+    sources = {sys.modules[type(module).__module__] for module in model.modules()}
+    theirs = {source: source.apply_rotary_pos_emb for source in sources if hasattr(source, "apply_rotary_pos_emb")}
+    x = torch.linspace(-2, 3, 24).view(1, 2, 3, 4)
+    cos, sin = x[:, 0], x[:, 1].roll(1)
+    return {source: function for source, function in theirs.items()
+            if torch.allclose(function(x, x, cos, sin)[0], rotate(x, x, cos, sin)[0], rtol=1e-5)}
