@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from helpers import ROOT
+from helpers import ROOT, memory
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 logging.disable_progress_bar()  # a small model is loaded a hundred times in a run
@@ -32,6 +32,7 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     policy: path (folder or hub name), dtype ("auto", "float32", "bfloat16"), load_in_4bit.
     """
     path, device = resolve(policy.path), _device()
+    memory.keep_freed()
     options = SAFE | {"attn_implementation": "sdpa", "dtype": _weights_dtype(policy.dtype, device)}
     if policy.load_in_4bit:
         options["quantization_config"] = _four_bit()

@@ -232,7 +232,7 @@ class PairTrainer(DPOTrainer):
     def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
-        return dpo.pack([p["prompt_ids"] for p in pairs], answers) | reference
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=8) | reference
 
 
 class VplTrainer(PairTrainer):
