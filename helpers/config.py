@@ -84,7 +84,7 @@ Training = _section(
     learning_rate_grid=tuple[Positive, ...], epochs=Count, batch_size=Count, warmup=Share,
     folds=Annotated[int, Field(ge=2)], seeds=Annotated[tuple[Whole, ...], Field(min_length=1)],
     pairs_per_person=Whole, validation=Annotated[float, Field(ge=0, lt=1)], drop_uncontested=bool,
-    loser_ablation=bool, label_noise=tuple[Share, ...], workers=Count,
+    loser_ablation=bool, label_noise=tuple[Share, ...], workers=Count, checkpoint_steps=Whole,
     executor=Literal["loky", "ray", "sequential"])
 Personal = _section(
     "Personal", seeds=Annotated[tuple[Whole, ...], Field(min_length=1)], shares=tuple[AboveZero, ...],

@@ -129,7 +129,7 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads 
     hidden, word_head = last_hidden(model, batch, cache), _base(model).get_output_embeddings()
     (n, k), targets = batch["counts"].shape, batch["targets"].flatten()
     at = (targets != IGNORE).nonzero()[:, 0]
-    padded = pad(at, (0, -len(at) % 256))  # of few lengths, as rows are (see pack)
+    padded = pad(at, (0, -len(at) % 64))  # of few lengths, as rows are (see pack)
     few = max(256, LOGITS[at.device.type] // len(word_head.weight) // 256 * 256)
     parts = zip(*(rows.split(len(padded) if torch.is_grad_enabled() else few)
                   for rows in (hidden.flatten(0, 1)[padded], targets[padded])), strict=True)
@@ -225,7 +225,8 @@ def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
 def _plain_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, None]:
     """softmax(q k' + mask) v: [n, heads, L, d] to [n, L, heads, d]; grouped keys and values are repeated."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    weights = torch.softmax(query @ key.transpose(2, 3) * scaling + attention_mask, dim=-1)
+    scores = (query * scaling @ key.transpose(2, 3)).add_(attention_mask)  # the query is smaller than the scores
+    weights = torch.softmax(scores, dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 

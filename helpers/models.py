@@ -1,5 +1,6 @@
 """Loading policy, reward model and embedder from a folder or the hub."""
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from helpers import ROOT
+from helpers import ROOT, memory
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 logging.disable_progress_bar()  # a small model is loaded a hundred times in a run
@@ -32,11 +33,12 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     policy: path (folder or hub name), dtype ("auto", "float32", "bfloat16"), load_in_4bit.
     """
     path, device = resolve(policy.path), _device()
+    memory.keep_freed()
     options = SAFE | {"attn_implementation": "sdpa", "dtype": _weights_dtype(policy.dtype, device)}
     if policy.load_in_4bit:
         options["quantization_config"] = _four_bit()
     elif device == "cuda":
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}  # 0, or as accelerate launch says
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)

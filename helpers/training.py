@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,10 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 from trl import DPOConfig, DPOTrainer
 
-from helpers import dpo, grid, models, scoring, vpl
+from helpers import dpo, fused, grid, memory, models, scoring, vpl
 
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -102,11 +104,15 @@ def run_cell(cell: Cell) -> dict:
         _base.cache_clear()  # it may carry half an adapter
         raise
     facts |= {"policy_id": cell.policy_id, "wall_seconds": time.perf_counter() - started}
+    if os.environ.get("RANK", "0") != "0":  # of several processes that train one adapter together one writes
+        shutil.rmtree(part)
+        return facts
     (part / "done.json").write_text(json.dumps(facts, indent=1))
     try:
         part.rename(cell.out)
     except OSError:  # the orphan of a killed run has finished this cell meanwhile
         shutil.rmtree(part)
+    shutil.rmtree(checkpoints(cell), ignore_errors=True)
     return facts
 
 
@@ -114,18 +120,19 @@ def train_adapter(base: torch.nn.Module, tokenizer, cell: Cell, out: Path) -> tu
     """Train a LoRA adapter on `cell.train` and save it to `out`; the base with the adapter, and facts.
 
     Facts: steps, pairs, pairs_per_second, learning_rate, history (of step and loss). `model.unload()` gives
-    the base back, bit for bit.
+    the base back, bit for bit. With training.checkpoint_steps it goes on from where a killed one has been.
     """
     kind, more = (VplTrainer, {"cell": cell}) if cell.reading else (PairTrainer, {})
     trainer = kind(model=base, args=training_args(cell, out), processing_class=tokenizer,
                    train_dataset=dataset(tokenizer, cell), peft_config=lora(cell.training),
                    dtype=cell.policy.dtype, **more)
     del base.forward  # trl patches it for its own loss; the next adapter is to find the base as it was
-    result = trainer.train()
+    with fused.layers(trainer.model):
+        result = trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints(cell)))
     save_adapter(trainer.model, out, cell.policy.path)
     if cell.reading:
         vpl.save(trainer.model.vpl, out)
-    logged, seen = trainer.state.log_history, len(cell.train) * cell.training.epochs
+    logged, seen = trainer.state.log_history, len(cell.train) * cell.training.epochs * trainer.share_trained
     return trainer.model, {"steps": result.global_step, "pairs": len(cell.train),
                            "pairs_per_second": seen / result.metrics["train_runtime"],
                            "learning_rate": trainer.args.learning_rate,
@@ -164,20 +171,32 @@ class PairTrainer(DPOTrainer):
     """trl's DPOTrainer on rows that hold a prompt once: its updates are trl's, its time a fraction of trl's.
 
     train_dataset (see `dataset`) is tokenised and has the reference's log-probabilities. A batch is worked
-    through in micro-batches of rows of like length; an update is the mean over the batch, as in trl.
+    through in micro-batches of rows of like length; an update is the mean over the batch, as in trl, and with
+    several processes (accelerate launch) over their batches. token_budget: padded tokens of a micro-batch; 0:
+    what suits the device and fits into its memory. Activations are recomputed only if a single row does not fit.
     """
 
     def __init__(self, *args: Any, dtype: str = "auto", token_budget: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=self._collate, **kwargs)
-        if self.accelerator.num_processes > 1:
-            raise ValueError("an adapter trains on one device; give the grid more workers (training.workers)")
         dpo.check_model(self.model)
         self.dtype, self.token_budget = dtype, token_budget or dpo.TOKEN_BUDGET[self.args.device.type]
         self.remove_callback(PrinterCallback)
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self.token_budget = self._fitting_budget()
+        return super().train(*args, **kwargs)
+
+    @property
+    def share_trained(self) -> float:
+        """Of all updates, those since the last checkpoint that was loaded."""
+        return 1 - self._initial_global_step / max(1, self.state.global_step)
+
     def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any) -> torch.Tensor:
-        step = super().training_step
-        return torch.stack([step(model, part, *args) for part in inputs["parts"]]).sum()
+        step = super().training_step  # on the bare model: the loss does not go through the forward that DDP wraps
+        loss = torch.stack([step(self.model, part, *args) for part in inputs["parts"]]).sum()
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            self._average_gradients()
+        return loss
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         with models.autocast(model, self.dtype):
@@ -185,31 +204,48 @@ class PairTrainer(DPOTrainer):
         losses = dpo.dpo_loss(chosen, rejected, *(inputs[name] for name in REFERENCE), self.beta)
         return losses.sum() / inputs["of"]
 
+    def _average_gradients(self) -> None:
+        grads = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        mean = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+        for grad, part in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    def _fitting_budget(self) -> int:
+        """The part of the token budget that memory allows, from what one more of the longest row keeps for its way back."""
+        longest, device = max(self.train_dataset, key=_row_length), self.args.device
+        one, two = (self._prepare_inputs(self._rows([longest] * n) | {"of": torch.tensor(n)}) for n in (1, 2))
+        kept = [memory.kept_bytes(partial(self.compute_loss, self.model.train(), rows)) for rows in (one, two)]
+        budget, recompute = memory.fit(kept[1] - kept[0], one["input_ids"].shape[1], self.token_budget,
+                                       memory.free_bytes(device))
+        if recompute:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        return budget
+
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # trl would tokenise again, cut answers and drop rows
 
     def _collate(self, pairs: list[dict]) -> dict[str, list[dict]]:
-        lengths = [dpo.row_length(p["prompt_ids"], (p["chosen_ids"], p["rejected_ids"])) for p in pairs]
-        micro = [[pairs[i] for i in at] for at in dpo.budget_batches(lengths, self.token_budget)]
+        batches = dpo.budget_batches([_row_length(p) for p in pairs], self.token_budget)
+        micro = [[pairs[i] for i in at] for at in batches]
         return {"parts": [self._rows(part) | {"of": torch.tensor(len(pairs))} for part in micro]}
 
     def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
-        return dpo.pack([p["prompt_ids"] for p in pairs], answers) | reference
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=8) | reference
 
 
 class VplTrainer(PairTrainer):
     """PairTrainer with a soft token in front of each prompt; its encoder is trained along with the adapter.
 
-    The encoder is `model.vpl`, so that the optimizer has its weights too. For every pair and every time other
-    shots are drawn, never the pair itself, and other noise.
+    The encoder is `model.vpl`, so that the optimizer has its weights too. For every pair and every epoch other
+    shots are drawn, never the pair itself, and other noise; the draws follow from seed, pair and epoch alone.
     """
 
     def __init__(self, *args: Any, cell: Cell, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reading, self.pool = cell.reading, vpl.Pool(cell.reading.pool)
-        self.rng = np.random.default_rng([cell.seed, 7])
+        self.draw_seed = cell.seed
         encoder = vpl.make_encoder(self.model, self.pool, cell.train["persona_id"], cell.reading.config, cell.seed)
         self.model.vpl = encoder.requires_grad_(not cell.reading.released)
 
@@ -224,23 +260,42 @@ class VplTrainer(PairTrainer):
         return 0.0 if self.reading.released else vpl.kl_weight(at.global_step, at.max_steps, c.kl_weight, c.kl_warmup)
 
     def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
-        drawn = [self.pool.draw(p["persona_id"], p["pair_id"], self.reading.shots, self.rng) for p in pairs]
+        rngs = [np.random.default_rng([self.draw_seed, 7, int(self.state.epoch or 0), crc32(p["pair_id"].encode())])
+                for p in pairs]
+        drawn = [self.pool.draw(p["persona_id"], p["pair_id"], self.reading.shots, rng)
+                 for p, rng in zip(pairs, rngs, strict=True)]
         features, read = self.pool.read(drawn)
-        noise = self.rng.standard_normal((len(pairs), self.reading.config.latent), dtype=np.float32)
+        noise = np.stack([rng.standard_normal(self.reading.config.latent, dtype=np.float32) for rng in rngs])
         return super()._rows(pairs) | {"features": features, "read": read, "noise": torch.from_numpy(noise)}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            vpl.save(self.model.vpl, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        self.model.vpl.load_state_dict(vpl.load(Path(checkpoint)).state_dict())
 
 
 def training_args(cell: Cell, out: Path) -> DPOConfig:
-    """trl's arguments: AdamW, linear decay after a warm-up; no checkpoints, for a cell is done or not."""
+    """trl's arguments: AdamW, linear decay after a warm-up; checkpoints if training.checkpoint_steps says so."""
     t, steps = cell.training, -(-len(cell.train) // cell.training.batch_size) * cell.training.epochs
     return DPOConfig(
-        output_dir=str(out), seed=cell.seed, beta=t.beta, learning_rate=cell.learning_rate or t.learning_rate,
-        num_train_epochs=t.epochs, per_device_train_batch_size=t.batch_size, lr_scheduler_type="linear",
-        warmup_steps=t.warmup, optim="paged_adamw_32bit" if cell.policy.load_in_4bit else "adamw_torch",
+        output_dir=str(checkpoints(cell) if t.checkpoint_steps else out), seed=cell.seed, beta=t.beta,
+        learning_rate=cell.learning_rate or t.learning_rate,
+        num_train_epochs=t.epochs, per_device_train_batch_size=_batch_size(t), lr_scheduler_type="linear",
+        warmup_steps=t.warmup, optim="paged_adamw_32bit" if cell.policy.load_in_4bit else "adamw_torch_fused",
         bf16=False, activation_checkpointing=False, disable_dropout=t.lora_dropout == 0, max_length=None,
-        logging_strategy="steps", logging_steps=max(1, steps // LOSS_POINTS), save_strategy="no",
+        logging_strategy="steps", logging_steps=max(1, steps // LOSS_POINTS), save_total_limit=1,
+        save_strategy="steps" if t.checkpoint_steps else "no", save_steps=t.checkpoint_steps or 500,
         report_to="none", disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available())  # bf16: compute_loss casts by policy.dtype
+
+
+def checkpoints(cell: Cell) -> Path:
+    """Where trl keeps the checkpoints of a cell that is not finished."""
+    return cell.out.with_name(f"{cell.out.name}.checkpoints")
 
 
 def lora(training: Any) -> LoraConfig:
@@ -293,6 +348,25 @@ def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) ->
         max_length=cell.policy.max_length, side=cell.side, max_prompt=cell.policy.max_prompt, soft=soft)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
+
+
+def _batch_size(training: Any) -> int:
+    """Pairs of an update for each of the processes that accelerate launch has started, or for the only one."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if training.batch_size % processes:
+        raise ValueError(f"training.batch_size is {training.batch_size}, of which {processes} processes cannot have "
+                         "equal parts; set one that they divide, or launch fewer")
+    return training.batch_size // processes
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the trainer's state is what trl writes last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _row_length(pair: dict) -> int:
+    return dpo.row_length(pair["prompt_ids"], (pair["chosen_ids"], pair["rejected_ids"]))
 
 
 def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:

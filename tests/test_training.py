@@ -1,6 +1,11 @@
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,10 +13,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny import Training, make_policy
 from trl import DPOConfig, DPOTrainer
 
-from helpers import dpo, models, scoring, training
+from helpers import dpo, fused, memory, models, scoring, training
 
 # peft 0.21 asks transformers 5.23 by a name that is deprecated there; nothing here can be said otherwise
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -55,8 +61,8 @@ def cell(policy, pairs, tmp_path):
                          score=make_pairs(6, seed=9).assign(kind="divergent"))
 
 
-def ours(cell, token_budget: int, **changes) -> dict[str, torch.Tensor]:
-    """The adapter that PairTrainer trains."""
+def ours(cell, token_budget: int, **changes) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The adapter that PairTrainer trains in fused layers, and the loss of each update."""
     model, tokenizer = models.load_policy(cell.policy)
     args = training.training_args(cell, cell.out)
     for name, value in changes.items():
@@ -64,12 +70,18 @@ def ours(cell, token_budget: int, **changes) -> dict[str, torch.Tensor]:
     trainer = training.PairTrainer(model=model, args=args, processing_class=tokenizer, dtype="float32",
                                    train_dataset=training.dataset(tokenizer, cell), token_budget=token_budget,
                                    peft_config=training.lora(Training()))
-    trainer.train()
-    return training.get_peft_model_state_dict(trainer.model)
+    with fused.layers(trainer.model) as n:
+        assert n == 19  # all of them: two layers of seven matrices and two norms, and the last norm
+        trainer.train()
+    return training.get_peft_model_state_dict(trainer.model), losses(trainer)
 
 
-def stock(cell, **changes) -> dict[str, torch.Tensor]:
-    """The adapter that trl's own DPOTrainer trains from the same texts, with its own reference passes."""
+def losses(trainer) -> list[float]:
+    return [h["loss"] for h in trainer.state.log_history if "loss" in h]
+
+
+def stock(cell, **changes) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same of trl's own DPOTrainer from the same texts, with its own reference passes."""
     model, tokenizer = models.load_policy(cell.policy)
     t = cell.train
     data = Dataset.from_dict({"prompt": (tokenizer.bos_token + t["head"] + t["tail"]).tolist(),
@@ -79,28 +91,90 @@ def stock(cell, **changes) -> dict[str, torch.Tensor]:
         "output_dir": str(cell.out), "beta": 0.1, "learning_rate": 5e-3, "num_train_epochs": 2, "seed": 1,
         "warmup_steps": 0.1, "lr_scheduler_type": "linear", "per_device_train_batch_size": 4, "bf16": False,
         "max_length": None, "activation_checkpointing": False, "report_to": "none", "save_strategy": "no",
-        "logging_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False} | changes)
+        "logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False} | changes)
     trainer = DPOTrainer(model=model, args=config, processing_class=tokenizer, train_dataset=data,
                          peft_config=training.lora(Training()))
     trainer.train()
-    return training.get_peft_model_state_dict(trainer.model)
+    return training.get_peft_model_state_dict(trainer.model), losses(trainer)
 
 
-def difference(a: dict, b: dict) -> float:
-    """Largest relative distance of two adapters' matrices."""
-    assert a.keys() == b.keys()
-    return max(((a[name] - b[name]).norm() / b[name].norm()).item() for name in a)
+def assert_equal(a: tuple, b: tuple) -> None:
+    """The matrices of two adapters to 1e-5 of their size, and the losses of all updates to 1e-5."""
+    assert a[0].keys() == b[0].keys()
+    assert max(((a[0][name] - b[0][name]).norm() / b[0][name].norm()).item() for name in b[0]) < 1e-5
+    np.testing.assert_allclose(a[1], b[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("token_budget", [4096, 100])  # one micro-batch a batch, or up to four
-def test_updates_are_trls(cell, token_budget):
-    assert difference(ours(cell, token_budget), stock(cell)) < 1e-5
+def test_six_updates_are_trls(cell, token_budget):
+    found = ours(cell, token_budget)
+    assert len(found[1]) == 6
+    assert_equal(found, stock(cell))
 
 
-def test_updates_are_trls_with_accumulation(cell):
-    even = replace(cell, train=cell.train.iloc[:8])  # trl weighs its micro-batches alike: all of one size
-    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    assert difference(ours(even, 100, **halves), stock(even, **halves)) < 1e-5
+@pytest.mark.parametrize("size", [2, 3])  # batches of 2, of which the last update has one; of 3, the last of 1
+def test_updates_are_trls_with_accumulation(cell, size):
+    parts = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 2}
+    assert_equal(ours(cell, 100, **parts), stock(cell, **parts))
+
+
+def test_updates_are_trls_with_recomputed_activations(cell, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    model, seen = stock(cell), []
+    fit = memory.fit
+    monkeypatch.setattr(memory, "fit", lambda *args: seen.append(fit(*args)) or seen[-1])
+    assert_equal(ours(cell, 4096), model)
+    assert [recompute for _, recompute in seen] == [True]
+
+
+@pytest.mark.parametrize("at", [3, 5])  # in the second epoch after a checkpoint of the first, and of the second
+def test_a_resumed_training_equals_an_uninterrupted_one(cell, tmp_path, monkeypatch, at):
+    plain = training.run_cell(cell)
+    kept = replace(cell, out=tmp_path / "kept", training=Training(checkpoint_steps=2))
+    step, steps = training.PairTrainer.training_step, []
+
+    def counted(trainer, *args):
+        steps.append(trainer.state.global_step)
+        if len(steps) == at + 1:
+            raise KeyboardInterrupt
+        return step(trainer, *args)
+
+    monkeypatch.setattr(training.PairTrainer, "training_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        training.run_cell(kept)
+    last = training.checkpoints(kept) / f"checkpoint-{at - 1}"
+    assert list(last.parent.glob("checkpoint-*")) == [last]
+    (last.parent / "checkpoint-99").mkdir()  # one that was killed while it was written
+    [facts] = training.run_grid([kept], workers=1, executor="sequential")
+    assert steps == [*range(at + 1), *range(at - 1, 6)]  # from the checkpoint on
+    assert facts["history"] == plain["history"]
+    for name in ("adapter_model.safetensors", "scores.parquet"):
+        assert (kept.out / name).read_bytes() == (cell.out / name).read_bytes()
+    assert not training.checkpoints(kept).exists()
+
+
+def test_two_processes_equal_one(cell, tmp_path):
+    """accelerate launch, two processes on CPUs, each with half of every batch."""
+    even = replace(cell, train=cell.train.iloc[:8])
+    training.run_cell(even)
+    even.train.to_parquet(tmp_path / "pairs.parquet")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    here = Path(__file__).parent
+    done = subprocess.run([*launch, str(here / "launched.py"), cell.policy.path, str(tmp_path / "pairs.parquet"),
+                           str(tmp_path / "both")], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    both, one = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "both", even.out))
+    facts = [json.loads((folder / "done.json").read_text())["history"] for folder in (tmp_path / "both", even.out)]
+    assert_equal(*((weights, [h["loss"] for h in history]) for weights, history in zip((both, one), facts, strict=True)))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(cell, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="batch_size is 4, of which 3 processes"):
+        training.training_args(cell, cell.out)
 
 
 def test_a_cell_learns_and_leaves_the_base_alone(cell):

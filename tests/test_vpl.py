@@ -204,6 +204,27 @@ def test_the_encoder_trains_with_the_adapter_and_loads_back_equal(cell):
                            training.read_scores([cell])["logp_chosen"])
 
 
+def test_a_resumed_encoder_equals_an_uninterrupted_one(cell, monkeypatch):
+    training.run_cell(cell)
+    kept = replace(cell, out=cell.out.with_name("kept"), training=Training(checkpoint_steps=2))
+    step = training.VplTrainer.training_step
+    with monkeypatch.context() as patched:
+        patched.setattr(training.VplTrainer, "training_step", lambda trainer, *a: interrupt(trainer, 5, step, *a))
+        with pytest.raises(KeyboardInterrupt):
+            training.run_cell(kept)
+    training.run_grid([kept], workers=1, executor="sequential")
+    for name in ("adapter_model.safetensors", "scores.parquet"):
+        assert (kept.out / name).read_bytes() == (cell.out / name).read_bytes()
+    assert all(torch.equal(a, b) for a, b in zip(weights(cell.out).values(), weights(kept.out).values(), strict=True))
+
+
+def interrupt(trainer, at: int, step, *args):
+    """trainer's training_step, until update `at` is due."""
+    if trainer.state.global_step == at:
+        raise KeyboardInterrupt
+    return step(trainer, *args)
+
+
 def test_as_released_the_encoder_never_trains(cell):
     released = replace(cell, reading=replace(cell.reading, released=True))
     facts = training.run_cell(released)
@@ -229,8 +250,11 @@ def test_the_loss_is_dpo_plus_weighted_kl(cell, loaded):
     torch.testing.assert_close(trainer.compute_loss(trainer.model, part), dpo_part)
     dpo_part.backward()  # without any KL the gradient reaches every layer of the encoder
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.vpl.parameters())
+    again = trainer._collate(rows)["parts"][0]
+    assert torch.equal(again["noise"], part["noise"])
+    trainer.state.epoch = 1.0
     other = trainer._collate(rows)["parts"][0]
-    assert not torch.equal(other["noise"], part["noise"])  # drawn anew each time
+    assert not torch.equal(other["noise"], part["noise"])  # drawn anew in each epoch
 
 
 def test_what_the_features_hold_by_hand(tmp_path):

@@ -38,6 +38,7 @@ class Training:
     epochs: int = 2
     batch_size: int = 4
     warmup: float = 0.1
+    checkpoint_steps: int = 0
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
