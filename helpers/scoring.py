@@ -1,13 +1,13 @@
 """Reference-free scores of preference pairs: how likely the policy finds each answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers import dpo, models
+from helpers import chat, dpo, models
 
 
 class Pair(NamedTuple):
@@ -60,22 +60,21 @@ def encode_pairs(tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence
                  soft: bool = False) -> list[Pair]:
     """Token ids of each pair: begin token, head, tail, and each answer as " " + text + end token.
 
-    Each part is tokenised on its own. A question keeps its last max_length / 2 tokens and an answer its first
-    ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
+    A model with a chat template finds them inside that (helpers.chat). A question keeps its last max_length / 2
+    tokens and an answer its first ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
     max_prompt: tokens of begin token, prefix and question together, as the paper's max_prompt_len of 512
     (Appendix H); 0: no limit but max_length. Only the prefix gives way to it.
-    soft: dpo.SOFT follows the begin token, in place of a token that is given as a vector.
+    soft: dpo.SOFT follows the begin token, or what a template opens with, in place of a token given as a vector.
     """
-    heads, tails = (_ids(tokenizer, (prompt[part] for prompt in prompts)) for part in (0, 1))
-    answers = [_ids(tokenizer, (f" {text}" for text in texts)) for texts in (chosen, rejected)]
-    start, end = [i for i in [tokenizer.bos_token_id] if i is not None], [tokenizer.eos_token_id]
-    start += [dpo.SOFT] * soft
-    room, pairs = max_length - len(start), []
-    for head, tail, *both in zip(heads, tails, *answers, strict=True):
+    asked = chat.encode_prompts(tokenizer, prompts)
+    answers, pairs = [chat.encode_answers(tokenizer, texts) for texts in (chosen, rejected)], []
+    for (start, head, tail), *both in zip(asked, *answers, strict=True):
+        start = start + [dpo.SOFT] * soft
+        room = max_length - len(start)
         question = tail[-(room // 2):]
-        kept = [(answer + end)[:room - len(question)] for answer in both]
+        kept = [answer[:room - len(question)] for answer in both]
         prefix, lost = fit(head, question, kept, room, side, max_prompt and max(1, max_prompt - len(start)))
-        cut = sum(len(answer) + 1 - len(part) for answer, part in zip(both, kept, strict=True))
+        cut = sum(len(answer) - len(part) for answer, part in zip(both, kept, strict=True))
         cut += len(tail) - len(question)
         pairs.append(Pair(start + prefix + question, *kept, lost, cut))
     return pairs
@@ -95,11 +94,3 @@ def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Se
     lost = max(0, len(prefix_ids) - max(0, room))
     return list(prefix_ids[lost:] if side == "left" else prefix_ids[:len(prefix_ids) - lost]), lost
 
-
-def _ids(tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text; one that occurs often, as prefixes do, is tokenised once."""
-    texts = list(texts)
-    known = list(dict.fromkeys(texts))
-    ids = tokenizer(known, add_special_tokens=False)["input_ids"] if known else []
-    table = dict(zip(known, ids, strict=True))
-    return [table[text] for text in texts]

@@ -239,7 +239,7 @@ def training_args(cell: Cell, out: Path) -> DPOConfig:
         warmup_steps=t.warmup, optim="paged_adamw_32bit" if cell.policy.load_in_4bit else "adamw_torch",
         bf16=False, activation_checkpointing=False, disable_dropout=t.lora_dropout == 0, max_length=None,
         logging_strategy="steps", logging_steps=max(1, steps // LOSS_POINTS), save_strategy="no",
-        report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        report_to=t.report_to, disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available())  # bf16: compute_loss casts by policy.dtype
 
 

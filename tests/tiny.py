@@ -21,6 +21,8 @@ class Policy:
     max_prompt: int = 0
     dtype: str = "float32"
     load_in_4bit: bool = False
+    revision: str = ""
+    chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Training:
     epochs: int = 2
     batch_size: int = 4
     warmup: float = 0.1
+    report_to: str = "none"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
