@@ -61,7 +61,8 @@ def encode_prompts(tokenizer, prompts: Sequence[tuple[str, str]]) -> list[Prompt
     """Token ids of each (head, tail), as from prefixes.prompt.
 
     In a chat template the whole is tokenised at once, so that ids are what the template gives; a token that
-    reaches from one part into the next belongs to the later one, so that no word of the question is cut. Without, each part is tokenised on its own.
+    reaches from one part into the next belongs to the later one, so that no word of the question is cut. Without a
+    template each part is tokenised on its own.
     """
     around = frame(tokenizer)
     if around is None:

@@ -1,5 +1,6 @@
 """Tiny tokenizers with the chat templates of real families, and tiny models in the layout of the hub's cache."""
 
+import json
 from hashlib import sha1
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
+from helpers.models import peft_quiet
 
 ZEPHYR = ("{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}")
@@ -108,9 +111,11 @@ def make_hub(hub: Path, mistral: torch.nn.Module | None = None, tokenizer=None, 
     mistral = mistral or MistralForCausalLM(MistralConfig(**small(tokenizer, sliding_window=24)))
     commits = {"tiny/mistral": put(hub, "tiny/mistral", mistral)}
     lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    sft = sft or get_peft_model(mistral, lora)
-    sft.peft_config["default"].base_model_name_or_path = "tiny/mistral"
+    with peft_quiet():
+        sft = sft or get_peft_model(mistral, lora)
     commits["tiny/zephyr-sft-qlora"] = put(hub, "tiny/zephyr-sft-qlora", sft, tokenizer)
+    config = next(hub.glob("models--tiny--zephyr-sft-qlora/snapshots/*/adapter_config.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "tiny/mistral"}))
     judge = make_tokenizer("llama3")
     classifier = LlamaForSequenceClassification(LlamaConfig(**small(judge, num_labels=1)))
     commits["tiny/reward"] = put(hub, "tiny/reward", classifier, judge)
@@ -122,6 +127,7 @@ def _embedder(folder: Path) -> SentenceTransformer:
     """A T5 encoder, mean pooling, a linear layer, length 1: as sentence-t5 is built."""
     words = make_tokenizer("llama2")
     words.chat_template, words.pad_token = None, words.eos_token
-    T5EncoderModel(T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(folder)
+    config = T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16, "mean"), Dense(16, 8, bias=False), Normalize()])
