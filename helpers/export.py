@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 from datasets import Dataset
 from huggingface_hub import DatasetCardData, ModelCardData
 
@@ -26,7 +27,7 @@ def write(store: Store) -> Path:
     scratch.mkdir(parents=True)
     pairs = store.read("preferences")
     for split in SPLITS:
-        conversational(pairs[pairs["split"] == split]).to_parquet(scratch / f"{split}.parquet")
+        pq.write_table(conversational(pairs[pairs["split"] == split]).data.table, scratch / f"{split}.parquet")
     (scratch / "README.md").write_text(dataset_card(store, pairs), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
