@@ -5,6 +5,7 @@ and after them is the frame; a template that renders an answered question otherw
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 USER, ANSWER = "\u2237question\u2237", "\u2237answer\u2237"  # marks that no template holds
@@ -42,19 +43,8 @@ def frame(tokenizer) -> Frame | None:
     Raises TemplateError if the template lacks the prefix property (question and answer must begin with what the
     question alone is), changes the texts, or does not end an answer.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turns = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
-    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True, **FIXED)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, **FIXED)
-    opening, found, rest = whole.partition(USER)
-    lead, closed, ending = rest.partition(ANSWER)
-    if not found or not closed or not (opening + USER + lead).startswith(asked):
-        raise TemplateError(
-            f"the chat template has no prefix property: a question is {asked[-80:]!r}, with its answer "
-            f"{whole[-160:]!r}. Set policy.chat=false to do without it, or give the model another one")
-    bare = lead.rstrip(" ")
-    return Frame(_begin(tokenizer, opening), bare, lead[len(bare):], _one_end(tokenizer, ending))
+    template = getattr(tokenizer, "chat_template", None)
+    return _frame(tokenizer, template) if template else None
 
 
 def encode_prompts(tokenizer, prompts: Sequence[tuple[str, str]]) -> list[Prompt]:
@@ -112,6 +102,22 @@ def shorten(tokenizer, head: str, lost: int, side: str = "left") -> str:
     if lost >= len(spans):
         return ""
     return head[spans[lost][0]:] if side == "left" else head[:spans[len(spans) - lost - 1][1]]
+
+
+@lru_cache(maxsize=8)
+def _frame(tokenizer, template: str) -> Frame:
+    """See `frame`; template is there for the cache alone."""
+    turns = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
+    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True, **FIXED)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, **FIXED)
+    opening, found, rest = whole.partition(USER)
+    lead, closed, ending = rest.partition(ANSWER)
+    if not found or not closed or not (opening + USER + lead).startswith(asked):
+        raise TemplateError(
+            f"the chat template has no prefix property: a question is {asked[-80:]!r}, with its answer "
+            f"{whole[-160:]!r}. Set policy.chat=false to do without it, or give the model another one")
+    bare = lead.rstrip(" ")
+    return Frame(_begin(tokenizer, opening), bare, lead[len(bare):], _one_end(tokenizer, ending))
 
 
 def _begin(tokenizer, opening: str) -> str:

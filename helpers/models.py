@@ -1,6 +1,7 @@
 """Loading policy, reward model and embedder from a folder or the hub, and sampling from the policy."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -38,11 +39,11 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     """The policy of a profile in evaluation mode, with its tokenizer; adapter: a folder that training wrote.
 
     policy: path and revision (see `resolve`), of a model or of an adapter, which is merged into its base first
-    (`merged`); dtype ("auto", "float32", "bfloat16"); load_in_4bit: NF4 with double quantisation, products in
+    (`policy_folder`); dtype ("auto", "float32", "bfloat16"); load_in_4bit: NF4 with double quantisation, products in
     bfloat16; chat: whether the tokenizer's chat template is used. Attention is torch's "sdpa" throughout: rows of
     several answers need a mask of their own (helpers.dpo), which flash attention does not take.
     """
-    path, device = str(merged(policy.path, policy.revision)), _device()
+    path, device = policy_folder(policy.path, policy.revision), _device()
     options = SAFE | {"attn_implementation": "sdpa", "dtype": _weights_dtype(policy.dtype, device)}
     if policy.load_in_4bit:
         options["quantization_config"] = _four_bit()
@@ -51,8 +52,7 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
-    tokenizer = _tokenizer(path)
-    tokenizer.chat_template = tokenizer.chat_template if policy.chat else None
+    tokenizer = load_tokenizer(path, chat=policy.chat)
     with peft_quiet():
         return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
 
@@ -66,7 +66,7 @@ def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
             f"{model.config._attn_implementation} attention, {shape}, on {model.device.type}")
 
 
-def merged(path: str | Path, revision: str = "") -> Path:
+def policy_folder(path: str | Path, revision: str = "") -> Path:
     """The folder of a model; of an adapter, such as zephyr-7b-sft-qlora, that of base and adapter in one.
 
     An adapter is merged once, in bfloat16, and kept in data/runs/models: merging into 4-bit weights would round
@@ -79,7 +79,7 @@ def merged(path: str | Path, revision: str = "") -> Path:
     target = MERGED / f"{Path(path).name}-{revision[:8] or digest(folder)[:8]}"
     if not target.exists():
         about = json.loads(config.read_text())
-        base = merged(about["base_model_name_or_path"], about.get("revision") or "")
+        base = policy_folder(about["base_model_name_or_path"], about.get("revision") or "")
         _merge(base, folder, target)
     return target
 
@@ -178,6 +178,19 @@ def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextMana
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
 
 
+def load_tokenizer(path: str | Path, revision: str = "", chat: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy or a reward model, which pads with its end token if it has none for it.
+
+    chat: as policy.chat; False takes its chat template away.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder(path, revision), trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not chat:
+        tokenizer.chat_template = None
+    return tokenizer
+
+
 class Embedder:
     """A SentenceTransformer; a text's vector is computed once, and kept in a file if one is given."""
 
@@ -205,7 +218,7 @@ class Reward:
 
     def __init__(self, path: str | Path, revision: str = "", file: Path | None = None) -> None:
         self.name, self.file, folder = f"{path}@{revision}", file, resolve(path, revision)
-        self.tokenizer = _tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=_weights_dtype("auto", _device()), **SAFE).to(_device()).eval()
 
@@ -299,13 +312,6 @@ def _weights_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32  # on a CPU `autocast` rounds what it multiplies
 
 
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def _merge(base: Path, adapter: Path, target: Path) -> None:
     """Write base and adapter as one model to target, which appears when it is whole."""
     has_own = any((adapter / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
@@ -314,7 +320,7 @@ def _merge(base: Path, adapter: Path, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.bfloat16, **SAFE)
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     model.save_pretrained(scratch)
-    _tokenizer(str(adapter if has_own else base)).save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(str(adapter if has_own else base), trust_remote_code=False).save_pretrained(scratch)
     try:
         scratch.rename(target)
     except OSError:  # another process was first
@@ -322,6 +328,9 @@ def _merge(base: Path, adapter: Path, target: Path) -> None:
 
 
 def _four_bit() -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("policy.load_in_4bit is true, and bitsandbytes is not installed: pip install 'bitsandbytes==0.50.2', "
+                          "or compute in bfloat16 with --set policy.load_in_4bit=false")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=torch.bfloat16)
 

@@ -209,6 +209,12 @@ def test_four_bit_from_the_hub(hub):
     assert "in NF4, double quantisation, sdpa attention, its chat template" in models.describe(*four)
 
 
+def test_four_bit_without_bitsandbytes_says_what_to_do(policy, monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="policy.load_in_4bit=false"):
+        models.load_policy(replace(policy, load_in_4bit=True))
+
+
 def test_a_chat_model_is_scored_in_its_template(hub):
     """By hand: begin, the user's turn, the assistant's heading, and the answer with its one end."""
     model, tokenizer = models.load_policy(Policy("tiny/zephyr-sft-qlora"))
