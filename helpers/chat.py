@@ -71,10 +71,22 @@ def encode_answers(tokenizer, texts: Iterable[str]) -> list[list[int]]:
     around = frame(tokenizer)
     if around is None:
         return [ids + [tokenizer.eos_token_id] for ids in _ids(tokenizer, (f" {text}" for text in texts))]
-    before, said = _last(tokenizer, around.lead), [answer_text(tokenizer, text) + around.ending for text in texts]
-    known, (start,) = _ids(tokenizer, [before + text for text in said]), _ids(tokenizer, [before])
+    said = [answer_text(tokenizer, text) + around.ending for text in texts]
+    before = _last(tokenizer, around.lead)
+    (start,), behind = _ids(tokenizer, [before]), _ids(tokenizer, [before + text for text in said])
     alone = _ids(tokenizer, said)
-    return [ids[len(start):] if ids[:len(start)] == start else apart for ids, apart in zip(known, alone, strict=True)]
+    return [ids[len(start):] if ids[:len(start)] == start else apart for ids, apart in zip(behind, alone, strict=True)]
+
+
+def answer_offsets(tokenizer, text: str) -> list[tuple[int, int]]:
+    """Where in `answer_text` the tokens of an answer begin and stop, as encode_answers has them, the end left out."""
+    said, around = answer_text(tokenizer, text), frame(tokenizer)
+    before = _last(tokenizer, around.lead) if around else ""
+    coded, start = (tokenizer(part, add_special_tokens=False, return_offsets_mapping=True) for part in (before + said, before))
+    skip = len(start["input_ids"])
+    if coded["input_ids"][:skip] != start["input_ids"]:
+        return tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [(max(0, a - len(before)), b - len(before)) for a, b in coded["offset_mapping"][skip:]]
 
 
 def answer_text(tokenizer, text: str) -> str:

@@ -76,6 +76,13 @@ def test_words_end_no_turn(tokenizer):
     assert sum(i in special for i in sum(asked, [])) == sum(i in special for i in sum(tame, []))
 
 
+def test_offsets_are_those_of_the_answers_tokens(tokenizer):
+    (ids,), text = chat.encode_answers(tokenizer, [ANSWER]), chat.answer_text(tokenizer, ANSWER)
+    offsets = chat.answer_offsets(tokenizer, ANSWER)
+    assert len(offsets) == len(ids) - len(ids_of(tokenizer, chat.frame(tokenizer).ending))
+    assert "".join(text[a:b] for a, b in offsets) == text
+
+
 def test_as_prompt_is_what_is_scored(tokenizer):
     (prompt,) = chat.encode_prompts(tokenizer, [(HEAD, TAIL)])
     assert ids_of(tokenizer, chat.as_prompt(tokenizer, HEAD + TAIL)) == sum(prompt, [])

@@ -32,9 +32,10 @@ SETS = [
     "people.axes=[diet, music]", "people.small=[diet]", "questions.personal=6", "questions.divergent=8", "questions.batch=4",
     "responses.n_cot=2", "responses.per_cot=5", "responses.span=8", "responses.min_chars=20", "responses.temperature=1.0",
     "responses.max_new_tokens=64", "responses.batch=64", "prefixes.shot_counts=[1]", "prefixes.retrieval=[tfidf]",
-    "training.epochs=1", "training.folds=2", "training.label_noise=[0.4]", "training.workers=2", "training.batch_size=8",
-    "personal.seeds=[0]", "personal.shares=[0.5]", "personal.epochs=1", "schemes.small_epochs=1",
-    "schemes.axis_pairs_per_person=3", "vpl.shots=[4]", "vpl.hidden=32", "generation.people=6", "generation.max_new_tokens=64",
+    "prefixes.names=[none, few_shot, persona, persona_gpt4, persona_gold, name]",
+    "training.epochs=1", "training.folds=2", "training.label_noise=[]", "training.workers=2", "training.batch_size=8",
+    "personal.seeds=[0]", "personal.shares=[0.5]", "personal.epochs=1", "schemes.names=[]",
+    "vpl.shots=[4]", "vpl.as_released=false", "vpl.hidden=32", "generation.people=6", "generation.max_new_tokens=64",
     "tax.tasks=[little_reasoning, little_facts, little_refusals]", "tax.people=2", "tax.limit=10", "stats.n_boot=200"]
 
 
