@@ -186,8 +186,7 @@ def load_tokenizer(path: str | Path, revision: str = "", chat: bool = True) -> P
     tokenizer = AutoTokenizer.from_pretrained(policy_folder(path, revision), trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if not chat:
-        tokenizer.chat_template = None
+    tokenizer.chat_template = _settled(tokenizer.chat_template) if chat else None
     return tokenizer
 
 
@@ -310,6 +309,14 @@ def _device() -> str:
 def _weights_dtype(dtype: str, device: str) -> torch.dtype:
     half = device == "cuda" and (dtype == "bfloat16" or (dtype == "auto" and bf16_available(device)))
     return torch.bfloat16 if half else torch.float32  # on a CPU `autocast` rounds what it multiplies
+
+
+def _settled(template: str | dict | None) -> str | None:
+    """A chat template that says the same tomorrow, whoever applies it (the harness of notebook 13 does too)."""
+    template = template.get("default") if isinstance(template, dict) else template
+    values = {True: "true", False: "false"}
+    fixed = "".join(f"{{% set {name} = {values.get(value, repr(value))} %}}" for name, value in chat.FIXED.items())
+    return fixed + template if template else None
 
 
 def _merge(base: Path, adapter: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import Policy, make_tokenizer
 from tinyhub import make_hub
+from tinyhub import make_tokenizer as make_chat_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from helpers import ROOT, chat, models, scoring
@@ -207,6 +208,21 @@ def test_four_bit_from_the_hub(hub):
     pytest.importorskip("bitsandbytes")
     four = models.load_policy(Policy("tiny/zephyr-sft-qlora", load_in_4bit=True))
     assert "in NF4, double quantisation, sdpa attention, its chat template" in models.describe(*four)
+
+
+def test_a_template_says_the_same_every_day(tmp_path):
+    """Applied as others apply it, with no word about date or thinking."""
+    turns = [{"role": "user", "content": "Why?"}]
+    said = {}
+    for family in ("llama3", "qwen3"):
+        make_chat_tokenizer(family).save_pretrained(tmp_path / family)
+        tokenizer = models.load_tokenizer(tmp_path / family)
+        said[family] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.chat_template.endswith(make_chat_tokenizer(family).chat_template)
+    assert "Today Date: 26 Jul 2024" in said["llama3"]
+    assert said["qwen3"].endswith("<think>\n\n</think>\n\n")
+    make_chat_tokenizer("base").save_pretrained(tmp_path / "base")
+    assert models.load_tokenizer(tmp_path / "base").chat_template is None
 
 
 def test_four_bit_without_bitsandbytes_says_what_to_do(policy, monkeypatch):
