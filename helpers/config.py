@@ -19,6 +19,7 @@ TEACHER_FREE = ("none", "tag", "few_shot")  # prefixes that need nobody who know
 Prefix = Literal["none", "tag", "few_shot", "persona", "persona_gpt4", "persona_gold", "name"]
 Count, Whole = Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]
 Positive, NonNegative = Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]
+Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]  # of a hub repository, or ""
 Share, AboveZero = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, le=1)]
 
 
@@ -77,15 +78,15 @@ Prefixes = _section(
     side=Literal["left", "right"])
 Policy = _section(
     "Policy", path=str, templates=Literal["short", "full"], max_length=Count, max_prompt=Whole,
-    dtype=Literal["auto", "float32", "bfloat16"], load_in_4bit=bool)
-Reward, Embedder = _section("Reward", path=str), _section("Embedder", path=str)
+    dtype=Literal["auto", "float32", "bfloat16"], load_in_4bit=bool, revision=Commit, chat=bool)
+Reward, Embedder = _section("Reward", path=str, revision=Commit), _section("Embedder", path=str, revision=Commit)
 Training = _section(
     "Training", lora_r=Count, lora_alpha=Count, lora_dropout=Share, beta=Positive, learning_rate=Positive,
     learning_rate_grid=tuple[Positive, ...], epochs=Count, batch_size=Count, warmup=Share,
     folds=Annotated[int, Field(ge=2)], seeds=Annotated[tuple[Whole, ...], Field(min_length=1)],
     pairs_per_person=Whole, validation=Annotated[float, Field(ge=0, lt=1)], drop_uncontested=bool,
     loser_ablation=bool, label_noise=tuple[Share, ...], workers=Count, checkpoint_steps=Whole,
-    executor=Literal["loky", "ray", "sequential"])
+    executor=Literal["loky", "ray", "sequential"], report_to=Literal["none", "tensorboard", "trackio"])
 Personal = _section(
     "Personal", seeds=Annotated[tuple[Whole, ...], Field(min_length=1)], shares=tuple[AboveZero, ...],
     epochs=Count, batch_size=Count, learning_rate=Positive)

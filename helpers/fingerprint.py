@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # How a run is executed, not what it computes: a change of these makes nothing stale.
 EXECUTION_ONLY = {
-    "name", "training.workers", "training.executor", "training.checkpoint_steps", "teacher.concurrency",
-    "teacher.max_retries", "teacher.api_key_env", "teacher.budget_usd", "teacher.cache"}
+    "name", "training.workers", "training.executor", "training.checkpoint_steps", "training.report_to",
+    "teacher.concurrency", "teacher.max_retries", "teacher.api_key_env", "teacher.budget_usd", "teacher.cache"}
 BIG_FILE = 64 * 2**20  # bytes; a larger file is known by its size and time of change, not by its content
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from helpers import grid, judging, models, prompts, sampling, scoring, settings
+from helpers import chat, grid, judging, models, prompts, sampling, scoring, settings
 from helpers.artifacts import atomic
 from helpers.config import Profile
 from helpers.judging import Match
@@ -101,7 +101,8 @@ def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, se
     told = [rows.assign(text=json.loads(files[policy_id].read_text())) for policy_id, rows in parts.items()]
     told = pd.concat(told, ignore_index=True)
     with models.one_thread():
-        marks = models.load_reward(cfg.reward.path).score(told["prompt"].tolist(), told["text"].tolist())
+        judge = models.load_reward(cfg.reward.path, cfg.reward.revision, work / "rewards.sqlite")
+        marks = judge.score(told["prompt"].tolist(), told["text"].tolist())
     return told.assign(reward=marks.astype(float))[list(TABLES["generations"].columns)]
 
 
@@ -204,7 +205,8 @@ def fitting(tokenizer, rows: pd.DataFrame, cfg: Profile) -> list[str]:
     both = list(zip(rows["head"], rows["tail"], strict=True))
     room, none = cfg.policy.max_length - cfg.generation.max_new_tokens, [""] * len(both)
     pairs = scoring.encode_pairs(tokenizer, both, none, none, room, cfg.prefixes.side)
-    return [tokenizer.decode(pair.prompt, skip_special_tokens=True) if pair.lost or pair.cut else head + tail
+    shorten, side = partial(chat.shorten, tokenizer), cfg.prefixes.side
+    return [shorten(head, pair.lost, side) + shorten(tail, pair.cut) if pair.lost or pair.cut else head + tail
             for pair, (head, tail) in zip(pairs, both, strict=True)]
 
 

@@ -1,13 +1,19 @@
 """Loading policy, reward model and embedder from a folder or the hub."""
 
+import importlib.util
+import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
@@ -21,8 +27,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from helpers import ROOT, memory
+from helpers import ROOT, chat, kept, memory
+from helpers.fingerprint import digest
 
+MERGED = ROOT / "data/runs/models"  # policies that are an adapter on a base, merged
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a hub repository: no pickles, no code
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 logging.disable_progress_bar()  # a small model is loaded a hundred times in a run
 
@@ -30,9 +39,12 @@ logging.disable_progress_bar()  # a small model is loaded a hundred times in a r
 def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     """The policy of a profile in evaluation mode, with its tokenizer; adapter: a folder that training wrote.
 
-    policy: path (folder or hub name), dtype ("auto", "float32", "bfloat16"), load_in_4bit.
+    policy: path and revision (see `resolve`), of a model or of an adapter, which is merged into its base first
+    (`policy_folder`); dtype ("auto", "float32", "bfloat16"); load_in_4bit: NF4 with double quantisation, products in
+    bfloat16; chat: whether the tokenizer's chat template is used. Attention is torch's "sdpa" throughout: rows of
+    several answers need a mask of their own (helpers.dpo), which flash attention does not take.
     """
-    path, device = resolve(policy.path), _device()
+    path, device = policy_folder(policy.path, policy.revision), _device()
     memory.keep_freed()
     options = SAFE | {"attn_implementation": "sdpa", "dtype": _weights_dtype(policy.dtype, device)}
     if policy.load_in_4bit:
@@ -42,9 +54,36 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, chat=policy.chat)
     with peft_quiet():
         return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+
+
+def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What was loaded, in a line: kind, size, precision, attention, chat template, device."""
+    four = getattr(model, "is_loaded_in_4bit", False)
+    kind = "NF4, double quantisation" if four else str(next(model.parameters()).dtype).removeprefix("torch.")
+    shape = "its chat template" if tokenizer.chat_template else "no chat template"
+    return (f"{type(model).__name__}, {model.num_parameters() / 1e6:,.1f} million parameters in {kind}, "
+            f"{model.config._attn_implementation} attention, {shape}, on {model.device.type}")
+
+
+def policy_folder(path: str | Path, revision: str = "") -> Path:
+    """The folder of a model; of an adapter, such as zephyr-7b-sft-qlora, that of base and adapter in one.
+
+    An adapter is merged once, in bfloat16, and kept in data/runs/models: merging into 4-bit weights would round
+    a second time, and a new adapter on top of an old one would have trl switch off both for the reference.
+    """
+    folder = Path(resolve(path, revision))
+    config = folder / "adapter_config.json"
+    if not config.exists() or (folder / "config.json").exists():
+        return folder
+    target = MERGED / f"{Path(path).name}-{revision[:8] or digest(folder)[:8]}"
+    if not target.exists():
+        about = json.loads(config.read_text())
+        base = policy_folder(about["base_model_name_or_path"], about.get("revision") or "")
+        _merge(base, folder, target)
+    return target
 
 
 def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -145,19 +184,34 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def resolve(path: str | Path) -> str:
-    """A folder relative to the repository or absolute, or else a hub name ("owner/model").
+@cache
+def resolve(path: str | Path, revision: str = "") -> str:
+    """A local folder: the one at path, relative to the repository or absolute, or what the hub has by that name.
 
-    Raises FileNotFoundError for what is neither.
+    revision: a commit of the hub's repository; "": whatever its main branch is. No pickles and no code are fetched.
+    Raises FileNotFoundError for what is neither, or cannot be had.
     """
     local = ROOT / Path(path).expanduser()
     if local.is_dir():
         return str(local)
-    if str(path).count("/") == 1 and not str(path).startswith((".", "/", "data/")):
-        return str(path)
-    raise FileNotFoundError(f"no model at {path}; expected a folder (relative to {ROOT}) or a hub name, "
-                            "owner/model. The shipped models lie in data/models; data/README.md says how to "
-                            "make them.")
+    if str(path).count("/") != 1 or str(path).startswith((".", "/", "data/")):
+        raise FileNotFoundError(f"no model at {path}; expected a folder (relative to {ROOT}) or a hub name, "
+                                "owner/model. The shipped models lie in data/models; data/README.md says how to "
+                                "make them.")
+    try:
+        return snapshot_download(str(path), revision=revision or None, allow_patterns=list(WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        why = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"cannot get {path}{at}: {why} Expected it on the hub, or in its cache where "
+                                "HF_HUB_OFFLINE=1. A gated model needs a licence accepted there and HF_TOKEN; "
+                                "or name a folder instead.") from error
+
+
+def unpinned(cfg) -> list[str]:
+    """The models of a profile that come from the hub without a revision, so that they may change under a run."""
+    named = [part for part in (cfg.policy, cfg.reward, cfg.embedder) if not (ROOT / Path(part.path).expanduser()).is_dir()]
+    return [part.path for part in named if not part.revision]
 
 
 def bf16_available(device: str = "") -> bool:
@@ -174,51 +228,77 @@ def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextMana
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy or a reward model, which pads with its end token if it has none for it."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve(path), trust_remote_code=False)
+def load_tokenizer(path: str | Path, revision: str = "", chat: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy or a reward model, which pads with its end token if it has none for it.
+
+    chat: as policy.chat; False takes its chat template away.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder(path, revision), trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = _settled(tokenizer.chat_template) if chat else None
     return tokenizer
 
 
-def load_embedder(path: str | Path) -> SentenceTransformer:
-    """The sentence embedder; `.encode(texts, normalize_embeddings=True)` gives [n, d]."""
-    return SentenceTransformer(resolve(path), device=_device(), trust_remote_code=False)
+class Embedder:
+    """A SentenceTransformer; a text's vector is computed once, and kept in a file if one is given."""
+
+    def __init__(self, path: str | Path, revision: str = "", file: Path | None = None) -> None:
+        self.name, self.file = f"{path}@{revision}", file
+        self.model = SentenceTransformer(resolve(path, revision), device=_device(), trust_remote_code=False,
+                                         model_kwargs={"use_safetensors": True, "dtype": _weights_dtype("auto", _device())})
+
+    def encode(self, texts: Sequence[str], normalize_embeddings: bool = True) -> np.ndarray:
+        """Vectors of the texts, float32 [n, d]; of length 1 if normalised."""
+        def compute(part: list[str]) -> np.ndarray:
+            found = self.model.encode(part, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
+            return found / np.linalg.norm(found, axis=1, keepdims=True) if normalize_embeddings else found
+
+        return kept.vectors(list(texts), compute, 256, self.file, f"{self.name} {normalize_embeddings}", "embedding")
+
+
+def load_embedder(path: str | Path, revision: str = "", file: Path | None = None) -> Embedder:
+    """The sentence embedder; `.encode(texts, normalize_embeddings=True)` gives [n, d]. file: what is computed stays there."""
+    return Embedder(path, revision, file)
 
 
 class Reward:
     """A generic judge of answers: a sequence classifier with one output."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.tokenizer = load_tokenizer(path)
+    def __init__(self, path: str | Path, revision: str = "", file: Path | None = None) -> None:
+        self.name, self.file, folder = f"{path}@{revision}", file, resolve(path, revision)
+        self.tokenizer = load_tokenizer(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(
-            resolve(path), num_labels=1, dtype=_weights_dtype("auto", _device()), **SAFE).to(_device()).eval()
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+            folder, num_labels=1, dtype=_weights_dtype("auto", _device()), **SAFE).to(_device()).eval()
+
+    def score(self, questions: Sequence[str], texts: Sequence[str], batch: int = 64) -> np.ndarray:
+        """Reward of each answer to its question, float32 [n]; batches hold dialogues of like length."""
+        dialogues = [self._dialogue(q, t) for q, t in zip(questions, texts, strict=True)]
+        return kept.vectors(dialogues, self._rewards, batch, self.file, self.name, "rewards").reshape(-1)
 
     @torch.inference_mode()
-    def score(self, questions: Sequence[str], texts: Sequence[str], batch: int = 64) -> np.ndarray:
-        """Reward of each answer to its question, float32 [n]; batches hold answers of like length."""
-        dialogues = [self._dialogue(q, t) for q, t in zip(questions, texts, strict=True)]
-        rewards = np.zeros(len(dialogues), dtype=np.float32)
-        order = np.argsort([len(text) for text in dialogues], kind="stable")
-        for at in (order[i:i + batch] for i in range(0, len(order), batch)):
-            inputs = self.tokenizer([dialogues[i] for i in at], padding=True, padding_side="right",
-                                    add_special_tokens=False, return_tensors="pt").to(self.model.device)
-            logits = self.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            rewards[at] = logits[:, 0].float().cpu().numpy()
-        return rewards
+    def _rewards(self, dialogues: list[str]) -> np.ndarray:
+        rows = self.tokenizer(dialogues, add_special_tokens=False)["input_ids"]
+        # the classifier reads the last token that is no padding: padding must be a token that no text ends with
+        free = min(set(range(self.model.config.vocab_size)) - {row[-1] for row in rows})
+        self.model.config.get_text_config().pad_token_id = free
+        ids = torch.full((len(rows), max(map(len, rows))), free)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, :len(row)], mask[i, :len(row)] = torch.tensor(row), 1
+        logits = self.model(ids.to(self.model.device), attention_mask=mask.to(self.model.device)).logits
+        return logits[:, 0].float().cpu().numpy()
 
     def _dialogue(self, question: str, text: str) -> str:
         if self.tokenizer.chat_template is None:
             return f"Question: {question}\nAnswer: {text}"
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False)
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, **chat.FIXED)
 
 
-def load_reward(path: str | Path) -> Reward:
-    """The reward model; `.score(questions, texts)` gives float32 [n]."""
-    return Reward(path)
+def load_reward(path: str | Path, revision: str = "", file: Path | None = None) -> Reward:
+    """The reward model; `.score(questions, texts)` gives float32 [n]. file: what is computed stays there."""
+    return Reward(path, revision, file)
 
 
 def _device() -> str:
@@ -230,7 +310,33 @@ def _weights_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32  # on a CPU `autocast` rounds what it multiplies
 
 
+def _settled(template: str | dict | None) -> str | None:
+    """A chat template that says the same tomorrow, whoever applies it (the harness of notebook 13 does too)."""
+    template = template.get("default") if isinstance(template, dict) else template
+    values = {True: "true", False: "false"}
+    fixed = "".join(f"{{% set {name} = {values.get(value, repr(value))} %}}" for name, value in chat.FIXED.items())
+    return fixed + template if template else None
+
+
+def _merge(base: Path, adapter: Path, target: Path) -> None:
+    """Write base and adapter as one model to target, which appears when it is whole."""
+    has_own = any((adapter / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    with peft_quiet():
+        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.bfloat16, **SAFE)
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    model.save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(str(adapter if has_own else base), trust_remote_code=False).save_pretrained(scratch)
+    try:
+        scratch.rename(target)
+    except OSError:  # another process was first
+        shutil.rmtree(scratch)
+
+
 def _four_bit() -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("policy.load_in_4bit is true, and bitsandbytes is not installed: pip install 'bitsandbytes==0.50.2', "
+                          "or compute in bfloat16 with --set policy.load_in_4bit=false")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=torch.bfloat16)
 

@@ -108,19 +108,20 @@ def sample(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, work:
     return pd.DataFrame([row for rows in done for row in rows])
 
 
-def select(raw: pd.DataFrame, questions: pd.DataFrame, cfg) -> pd.DataFrame:
+def select(raw: pd.DataFrame, questions: pd.DataFrame, cfg, work: Path | None = None) -> pd.DataFrame:
     """The `responses` table: cleaned, rewarded, in the span or not, clustered, and the k selected of each question.
 
-    Questions with fewer than k different clean responses keep their rows and select nothing.
+    Questions with fewer than k different clean responses keep their rows and select nothing. work: the folder in
+    which rewards and embeddings are kept as they are computed.
     """
+    file = work and work / "texts.sqlite"
     table = raw.assign(text=[clean(text, cfg.responses.min_chars) for text in raw["text_raw"]])
     table = table.assign(reward=np.nan, in_span=False, cluster=-1, selected=False)
     usable = table[(table["text"] != "") & ~table.duplicated(["question_id", "text"])]
     text_of = questions.set_index("question_id")["text"]
-    scorer = models.load_reward(cfg.reward.path)
+    scorer = models.load_reward(cfg.reward.path, cfg.reward.revision, file)
     table.loc[usable.index, "reward"] = scorer.score([text_of[q] for q in usable["question_id"]], usable["text"].tolist())
-    embeddings = models.load_embedder(cfg.embedder.path).encode(
-        usable["text"].tolist(), normalize_embeddings=True, show_progress_bar=len(usable) > 20_000)
+    embeddings = models.load_embedder(cfg.embedder.path, cfg.embedder.revision, file).encode(usable["text"].tolist())
     position = pd.Series(np.arange(len(usable)), index=usable.index)
     groups = usable.groupby("question_id", sort=False).groups
     for number, index in enumerate(tqdm(groups.values(), desc="selecting", unit="question")):

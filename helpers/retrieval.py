@@ -55,5 +55,5 @@ def vectors(measure: str, train: Sequence[str], test: Sequence[str], cfg: Profil
     known, every = sorted(set(train)), sorted({*train, *test})
     if measure == "tfidf":
         return dict(zip(every, TfidfVectorizer().fit(known).transform(every).toarray(), strict=True))
-    found = models.load_embedder(cfg.embedder.path).encode(every, normalize_embeddings=True)
+    found = models.load_embedder(cfg.embedder.path, cfg.embedder.revision).encode(every, normalize_embeddings=True)
     return dict(zip(every, found, strict=True))

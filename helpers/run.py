@@ -134,7 +134,7 @@ def announce(store: Store, profile: str | None) -> None:
 
 def conclude(store: Store) -> None:
     """Print the claims with their verdicts, write the report, and say where it is."""
-    from helpers import claims, report  # draw: not needed before the end
+    from helpers import claims, export, report  # draw: not needed before the end
 
     stamp = " (simulated world)" if store.profile.simulated else ""
     print(f"\nWhich findings of the paper did this run reproduce?{stamp}")
@@ -142,6 +142,7 @@ def conclude(store: Store) -> None:
         interval = f"{claim.estimate:6.3f} [{claim.low:.3f}, {claim.high:.3f}] n={claim.n_people}"
         print(f"  {claim.verdict:<15} {interval:<29} {claim.statement}")
     print(f"\nReport: {report.write(store)}")
+    print(f"Pairs for datasets.load_dataset: {export.write(store)}; a card stands beside each adapter in models/")
 
 
 def _arguments() -> argparse.ArgumentParser:

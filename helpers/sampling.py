@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from helpers import models
+from helpers import chat, models
 
 Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
 DRAWS = 4  # uniform numbers for each token; plain sampling uses the first
@@ -194,10 +194,10 @@ def _write(batch: _Batch, tokenizer, choose: Choose, rows: Tensor, draws: Tensor
 
 
 def _ends(model, tokenizer) -> Tensor:
-    """The tokens that end a text: the tokenizer's, and what else the model's generation settings name."""
+    """The tokens that end a text: the tokenizer's, its chat template's, and what else the model's generation settings name."""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return torch.tensor([i for i in dict.fromkeys([tokenizer.eos_token_id, *named]) if i is not None])
+    return torch.tensor([i for i in dict.fromkeys([*chat.stop_ids(tokenizer), *named]) if i is not None])
 
 
 def _ended(tokens: Tensor, ends: Tensor, tokenizer, stop: str | None) -> Tensor:
@@ -216,7 +216,8 @@ def _lengths(tokens: Tensor, ends: Tensor) -> list[int]:
 
 def _encode(tokenizer, text: str) -> list[int]:
     begin = tokenizer.bos_token or ""
-    return tokenizer(text if begin and text.startswith(begin) else begin + text, add_special_tokens=False)["input_ids"]
+    whole = text if begin and text.startswith(begin) else chat.as_prompt(tokenizer, text)
+    return tokenizer(whole, add_special_tokens=False)["input_ids"]
 
 
 def _draws(key: str, length: int) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Reference-free scores of preference pairs: how likely the policy finds each answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers import dpo, models
+from helpers import chat, dpo, models
 from helpers.sharing import PAYS, Asked, Plan, chunks, plan
 
 TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
@@ -104,22 +104,21 @@ def encode(tokenizer, prompts: Sequence[tuple[str, str]], answers: Sequence[Sequ
            side: str = "left", max_prompt: int = 0, soft: bool = False) -> list[Asked]:
     """Token ids of each prompt, begin token, head, tail, and of its answers, each " " + text + end token.
 
-    Each part is tokenised on its own. A question keeps its last max_length / 2 tokens and an answer its first
-    ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
+    A model with a chat template finds them inside that (helpers.chat). A question keeps its last max_length / 2
+    tokens and an answer its first ones beside it, whatever the prefix; a prefix has the room that is left (`fit`).
     max_prompt: tokens of begin token, prefix and question together, as the paper's max_prompt_len of 512
     (Appendix H); 0: no limit but max_length. Only the prefix gives way to it.
-    soft: dpo.SOFT follows the begin token, in place of a token that is given as a vector.
+    soft: dpo.SOFT follows the begin token, or what a template opens with, in place of a token given as a vector.
     """
-    heads, tails = (_ids(tokenizer, (prompt[part] for prompt in prompts)) for part in (0, 1))
-    said = iter(_ids(tokenizer, (f" {text}" for texts in answers for text in texts)))
-    start, end = [i for i in [tokenizer.bos_token_id] if i is not None], [tokenizer.eos_token_id]
-    start += [dpo.SOFT] * soft
-    room, asked = max_length - len(start), []
-    for head, tail, texts in zip(heads, tails, answers, strict=True):
-        question, whole = tail[-(room // 2):], [next(said) for _ in texts]
-        kept = [(answer + end)[:room - len(question)] for answer in whole]
+    said = iter(chat.encode_answers(tokenizer, [text for texts in answers for text in texts]))
+    asked = []
+    for (start, head, tail), texts in zip(chat.encode_prompts(tokenizer, prompts), answers, strict=True):
+        start, whole = start + [dpo.SOFT] * soft, [next(said) for _ in texts]
+        room = max_length - len(start)
+        question = tail[-(room // 2):]
+        kept = [answer[:room - len(question)] for answer in whole]
         prefix, lost = fit(head, question, kept, room, side, max_prompt and max(1, max_prompt - len(start)))
-        cut = sum(len(answer) + 1 - len(part) for answer, part in zip(whole, kept, strict=True))
+        cut = sum(len(answer) - len(part) for answer, part in zip(whole, kept, strict=True))
         cut += len(tail) - len(question)
         asked.append(Asked(start + prefix + question, kept, lost, cut, len(start + prefix)))
     return asked
@@ -139,11 +138,3 @@ def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Se
     lost = max(0, len(prefix_ids) - max(0, room))
     return list(prefix_ids[lost:] if side == "left" else prefix_ids[:len(prefix_ids) - lost]), lost
 
-
-def _ids(tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text; one that occurs often, as prefixes do, is tokenised once."""
-    texts = list(texts)
-    known = list(dict.fromkeys(texts))
-    ids = tokenizer(known, add_special_tokens=False)["input_ids"] if known else []
-    table = dict(zip(known, ids, strict=True))
-    return [table[text] for text in texts]

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML
 
-from helpers import DATA, models, scoring, settings
+from helpers import DATA, chat, models, scoring, settings
 from helpers.artifacts import Store, atomic
 from helpers.config import Profile
 
@@ -46,7 +46,7 @@ def word_deltas(model, tokenizer, with_prefix: tuple[str, str], without: tuple[s
     scoring.score_pairs; a token that belongs to two words counts for the one that it ends in.
     """
     read = [token_logps(model, tokenizer, prompt, text, policy, side) for prompt in (with_prefix, without)]
-    words, owner = _words(tokenizer, f" {text}")
+    words, owner = _words(tokenizer, text)
     n, moved = min(len(owner), *map(len, read)), np.zeros(len(words))  # an answer too long to be scored is cut
     np.add.at(moved, owner[:n], read[0][:n] - read[1][:n])
     return [(word, float(nats)) for word, nats in zip(words, moved, strict=True)]
@@ -98,9 +98,9 @@ def write(shown: Sequence[dict], store: Store, prefix: str) -> Path:
 
 
 def _words(tokenizer, text: str) -> tuple[list[str], np.ndarray]:
-    """The words of a text and the end, and for each token, the end token last, which of them it belongs to."""
+    """The words of an answer and the end, and for each token, the end token last, which of them it belongs to."""
+    offsets, text = chat.answer_offsets(tokenizer, text), chat.answer_text(tokenizer, text)
     spans = [found.span() for found in re.finditer(r"\s*\S+", text)]
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     starts = [start for start, _ in spans]
     owner = [max(int(np.searchsorted(starts, stop - 1, side="right")) - 1, 0) for _, stop in offsets]
     words = [text[start:stop].strip() for start, stop in spans]

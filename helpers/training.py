@@ -289,7 +289,7 @@ def training_args(cell: Cell, out: Path) -> DPOConfig:
         bf16=False, activation_checkpointing=False, disable_dropout=t.lora_dropout == 0, max_length=None,
         logging_strategy="steps", logging_steps=max(1, steps // LOSS_POINTS), save_total_limit=1,
         save_strategy="steps" if t.checkpoint_steps else "no", save_steps=t.checkpoint_steps or 500,
-        report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        report_to=t.report_to, disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available())  # bf16: compute_loss casts by policy.dtype
 
 

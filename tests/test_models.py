@@ -1,13 +1,18 @@
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import make_adapter, make_tokenizer
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from huggingface_hub import constants
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import Policy, make_adapter, make_tokenizer
+from tinyhub import make_hub
+from tinyhub import make_tokenizer as make_chat_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
-from helpers import ROOT, models
+from helpers import ROOT, chat, models, scoring
 
 
 def test_load_policy(loaded):
@@ -20,7 +25,6 @@ def test_load_policy(loaded):
 
 def test_paths():
     assert models.resolve("data/models") == str(ROOT / "data/models")
-    assert models.resolve("owner/model") == "owner/model"
     with pytest.raises(FileNotFoundError, match="no model at data/models/nowhere"):
         models.resolve("data/models/nowhere")
 
@@ -111,19 +115,167 @@ def test_reward_reads_question_and_answer(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's
-def test_four_bit_keeps_gradients_right_on_a_cpu(policy):
-    """bitsandbytes 0.50 alone gives other gradients after an evaluation, where the CPU has avx512_bf16."""
+def test_four_bit_gradients_are_those_of_the_rounded_weights(policy):
+    """Before and after an evaluation: bitsandbytes 0.50 alone changes them where the CPU has avx512_bf16.
+
+    The reference has the same weights, rounded to NF4 and unpacked, as ordinary float32 layers; the products of
+    the one are in bfloat16 (8 bits of fraction: 0.4 %), so sums differ by a little more.
+    """
     pytest.importorskip("bitsandbytes")
-    model, _ = models.load_policy(replace(policy, load_in_4bit=True))
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    four, exact = (get_peft_model(models.load_policy(replace(policy, load_in_4bit=on))[0], LoraConfig(
+        r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=True)) for on in (True, False))
+    unpack(four, exact)
+    exact.load_state_dict({name: values for name, values in four.state_dict().items() if "lora_" in name}, strict=False)
     ids = torch.arange(12)[None]
 
-    def gradients() -> list[torch.Tensor]:
+    def gradients(model) -> list[torch.Tensor]:
         model.train().zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
-    fresh = gradients()
+    fresh, expected = gradients(four), gradients(exact)
     with torch.inference_mode():
-        model.eval()(input_ids=ids)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(), fresh, strict=True))
+        four.eval()(input_ids=ids)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(four), fresh, strict=True))
+    assert sum(b.norm() > 0 for b in expected) == len(expected) / 2  # the B matrices; A's are 0 while B is
+    for a, b in zip(fresh, expected, strict=True):
+        assert (a - b).norm() <= 0.03 * b.norm()
+
+
+def unpack(four: torch.nn.Module, plain: torch.nn.Module) -> None:
+    """Give the plain model the weights that the 4-bit one computes with."""
+    import bitsandbytes as bnb
+
+    rounded = {name: module for name, module in four.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert rounded
+    for name, module in rounded.items():
+        weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        before = plain.get_submodule(name).weight
+        assert 0.03 < (weight.float() - before).norm() / before.norm() < 0.2  # NF4 does cost something
+        before.data = weight.float()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The hub's cache with tiny models in it, and no way to the hub itself; name -> commit."""
+    folder = tmp_path_factory.mktemp("hf") / "hub"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder))
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(models, "MERGED", tmp_path_factory.mktemp("merged"))
+        models.resolve.cache_clear()
+        yield make_hub(folder)
+        models.resolve.cache_clear()
+
+
+def test_an_adapter_by_hub_name_is_merged_once(hub):
+    policy = Policy("tiny/zephyr-sft-qlora", revision=hub["tiny/zephyr-sft-qlora"])
+    model, tokenizer = models.load_policy(policy)
+    assert (type(model).__name__, model.config.sliding_window) == ("MistralForCausalLM", 24)
+    (folder,) = models.MERGED.iterdir()
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert chat.frame(models.load_policy(policy)[1]).opening == "<s><|user|>\n"
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    base = AutoModelForCausalLM.from_pretrained(models.resolve("tiny/mistral"), dtype=torch.float32).eval()
+    ids = torch.arange(20, 50)[None]
+    with torch.inference_mode(), models.peft_quiet():
+        plain = base(ids).logits
+        stacked = PeftModel.from_pretrained(base, models.resolve("tiny/zephyr-sft-qlora")).eval()(ids).logits
+        found = model(ids).logits
+    assert (found - stacked).norm() < 0.03 * stacked.norm()  # bfloat16
+    assert (plain - stacked).norm() > 0.3 * stacked.norm()
+    assert models.load_policy(replace(policy, chat=False))[1].chat_template is None
+
+
+def test_what_the_hub_does_not_have(hub):
+    with pytest.raises(FileNotFoundError, match="cannot get tiny/nowhere: .*HF_TOKEN"):
+        models.resolve("tiny/nowhere")
+    with pytest.raises(FileNotFoundError, match="cannot get tiny/reward at revision 0000000"):
+        models.resolve("tiny/reward", "0" * 40)
+
+
+def test_pickles_are_not_loaded(hub, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(models.resolve("tiny/mistral"), folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        models.load_policy(Policy(str(folder)))
+
+
+def test_what_was_loaded_is_said(hub, policy):
+    said = models.describe(*models.load_policy(policy))
+    assert said.startswith("LlamaForCausalLM, 0.1 million parameters in float32, sdpa attention, no chat template, on c")
+    assert "sdpa attention, its chat template, on c" in models.describe(*models.load_policy(Policy("tiny/zephyr-sft-qlora")))
+    parts = [SimpleNamespace(path=path, revision=at) for path, at in
+             (("tiny/mistral", ""), ("tiny/reward", "f" * 40), (policy.path, ""))]
+    assert models.unpinned(SimpleNamespace(policy=parts[0], reward=parts[1], embedder=parts[2])) == ["tiny/mistral"]
+
+
+def test_four_bit_from_the_hub(hub):
+    pytest.importorskip("bitsandbytes")
+    four = models.load_policy(Policy("tiny/zephyr-sft-qlora", load_in_4bit=True))
+    assert "in NF4, double quantisation, sdpa attention, its chat template" in models.describe(*four)
+
+
+def test_a_template_says_the_same_every_day(tmp_path):
+    """Applied as others apply it, with no word about date or thinking."""
+    turns = [{"role": "user", "content": "Why?"}]
+    said = {}
+    for family in ("llama3", "qwen3"):
+        make_chat_tokenizer(family).save_pretrained(tmp_path / family)
+        tokenizer = models.load_tokenizer(tmp_path / family)
+        said[family] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.chat_template.endswith(make_chat_tokenizer(family).chat_template)
+    assert "Today Date: 26 Jul 2024" in said["llama3"]
+    assert said["qwen3"].endswith("<think>\n\n</think>\n\n")
+    make_chat_tokenizer("base").save_pretrained(tmp_path / "base")
+    assert models.load_tokenizer(tmp_path / "base").chat_template is None
+
+
+def test_four_bit_without_bitsandbytes_says_what_to_do(policy, monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="policy.load_in_4bit=false"):
+        models.load_policy(replace(policy, load_in_4bit=True))
+
+
+def test_a_chat_model_is_scored_in_its_template(hub):
+    """By hand: begin, the user's turn, the assistant's heading, and the answer with its one end."""
+    model, tokenizer = models.load_policy(Policy("tiny/zephyr-sft-qlora"))
+    found = scoring.score_pairs(model, tokenizer, [("You like stew.\n", "Why?")], ["Good food."], ["No."], dtype="float32")
+    prompt, answer = "<s><|user|>\nYou like stew.\nWhy?</s>\n<|assistant|>\n", "Good food.</s>"
+    ids = tokenizer(prompt + answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    n = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    with torch.inference_mode():
+        logps = model(ids).logits[0].log_softmax(-1)[n - 1:-1].gather(1, ids[0, n:, None])
+    assert found["logp_chosen"].item() == pytest.approx(logps.sum().item(), rel=1e-4)
+    assert found["n_chosen"].item() == len(logps)
+
+
+def test_a_reward_model_with_a_chat_template_reads_the_end(hub, tmp_path):
+    """The last token is read, though it is the end token and the tokenizer has no other one to pad with."""
+    judge = models.load_reward("tiny/reward", hub["tiny/reward"], tmp_path / "kept.sqlite")
+    questions, texts = ["Why?", "Where shall I go?"], ["Good.", "A slow roast, because it spares the animals."]
+    found = judge.score(questions, texts)
+    with torch.inference_mode():
+        for question, text, reward in zip(questions, texts, found, strict=True):
+            dialogue = judge._dialogue(question, text)
+            assert dialogue.endswith("<|eot_id|>")
+            row = judge.tokenizer(dialogue, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            hidden = judge.model.model(row).last_hidden_state[0, -1]
+            assert reward == pytest.approx(judge.model.score(hidden).item(), rel=1e-4)
+    judge.model = None  # a second time nothing is computed
+    assert np.array_equal(judge.score(questions, texts), found)
+
+
+def test_an_embedder_from_the_hub(hub, tmp_path):
+    embedder = models.load_embedder("tiny/sentence-t5", file=tmp_path / "kept.sqlite")
+    texts = ["lentil stew", "a slow roast", "lentil stew"]
+    found = embedder.encode(texts)
+    assert found.shape == (3, 8)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found[1], embedder.model.encode(texts[1], normalize_embeddings=True), rtol=1e-4, atol=1e-6)
+    embedder.model = None
+    assert np.array_equal(embedder.encode(texts), found)

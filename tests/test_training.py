@@ -277,3 +277,9 @@ def test_a_killed_grid_loses_the_cell_in_flight_only(cell, tmp_path):
     assert [facts["policy_id"] for facts in done] == [c.policy_id for c in cells]
     assert all((out / "done.json").stat().st_mtime_ns == when for out, when in finished.items())
     assert len(list(tmp_path.glob("s*"))) == len(cells)  # nothing half done is left
+
+
+def test_logs_go_where_the_profile_says(cell):
+    assert training.training_args(cell, cell.out).report_to == []
+    args = training.training_args(replace(cell, training=Training(report_to="tensorboard")), cell.out)
+    assert args.report_to == ["tensorboard"]

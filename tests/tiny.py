@@ -24,6 +24,8 @@ class Policy:
     max_prompt: int = 0
     dtype: str = "float32"
     load_in_4bit: bool = False
+    revision: str = ""
+    chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Training:
     batch_size: int = 4
     warmup: float = 0.1
     checkpoint_steps: int = 0
+    report_to: str = "none"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
