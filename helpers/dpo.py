@@ -103,6 +103,7 @@ class Heads(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
                **kwargs: Any) -> tuple[Tensor, Tensor]:
+        key_states = key_states.to(value_states.dtype)  # as attention would; here it is half as much to copy
         if self.rows is None:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         kept = self.layers[layer_idx]
@@ -225,7 +226,7 @@ def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
 def _plain_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, None]:
     """softmax(q k' + mask) v: [n, heads, L, d] to [n, L, heads, d]; grouped keys and values are repeated."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    weights = torch.softmax(query @ key.transpose(2, 3) * scaling + attention_mask, dim=-1)
+    weights = torch.softmax((query * scaling @ key.transpose(2, 3)).add_(attention_mask), dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
