@@ -103,6 +103,7 @@ class Heads(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
                **kwargs: Any) -> tuple[Tensor, Tensor]:
+        key_states = key_states.to(value_states.dtype)  # as attention would; here it is half as much to copy
         if self.rows is None:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         kept = self.layers[layer_idx]

@@ -16,6 +16,7 @@ from helpers import grid, models, scoring
 from helpers.artifacts import atomic
 
 TEXTS = ["head", "tail", "chosen", "rejected"]
+NAMES = "[0-9]" * 6 + "-*.parquet"  # of parts; no other file in their folder is touched
 MIXED = {"cpu": 0, "cuda": 64}  # pairs for each adapter below which they share batches
 _mine, _loading = local(), Lock()  # a model for each thread; adapters are loaded by one thread at a time
 
@@ -48,7 +49,7 @@ def score_table(source: str | Path | Iterable[pd.DataFrame], out: str | Path, po
     with models.one_thread():
         grid.run_units(units, workers, "threading" if executor == "loky" else executor, desc, "part")
     _mine.__dict__.clear()
-    for other in set(out.iterdir()) - made:
+    for other in {*out.glob(NAMES), *out.glob(f".{NAMES}.*")} - made:  # of another table, or of a killed process
         other.unlink()
     return out
 

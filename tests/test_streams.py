@@ -72,8 +72,11 @@ def test_other_rows_or_settings_are_scored_again(policy, tmp_path):
     second = contents(streams.score_table([make_table(5, seed=1)], tmp_path / "out", policy))
     assert len(first) == len(second) == 1
     assert set(first) != set(second)
+    (tmp_path / "out" / "notes.txt").write_text("somebody's own")
     third = contents(streams.score_table([make_table(5, seed=1)], tmp_path / "out", policy, side="right"))
-    assert set(third) != set(second)
+    assert not set(third) & set(second)
+    assert third.pop("notes.txt") == b"somebody's own"
+    assert len(third) == 1
 
 
 def test_workers_change_nothing(policy, adapters, tmp_path):
