@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import PeftModel
-from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,6 +18,10 @@ from transformers import (
 from transformers.utils import logging
 
 from helpers import ROOT
+
+if TYPE_CHECKING:  # three seconds that most notebooks and workers do not need: imported where they are used
+    from peft import PeftModel
+    from sentence_transformers import SentenceTransformer
 
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 logging.disable_progress_bar()  # a small model is loaded a hundred times in a run
@@ -39,16 +42,22 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
     tokenizer = _tokenizer(path)
+    if not adapter:
+        return model.eval(), tokenizer
+    from peft import PeftModel
+
     with peft_quiet():
-        return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+        return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
 
 
-def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple["PeftModel", PreTrainedTokenizerBase]:
     """The policy with several adapters (name -> folder) on one base, and its tokenizer; the first is active.
 
     `model.set_adapter(name)` switches; a batch is mixed by `model(..., adapter_names=[...])`, a name for each
     row, "__base__" for none.
     """
+    from peft import PeftModel
+
     (model, tokenizer), names = load_policy(policy), list(adapters)
     with peft_quiet():
         model = PeftModel.from_pretrained(model, str(adapters[names[0]]), adapter_name=names[0])
@@ -74,6 +83,8 @@ def adapted(base: torch.nn.Module, adapter: str | Path = "") -> Iterator[torch.n
     if not adapter:
         yield base
         return
+    from peft import PeftModel
+
     with peft_quiet():
         model = PeftModel.from_pretrained(base, str(adapter)).eval()
     try:
@@ -122,8 +133,10 @@ def autocast(model: torch.nn.Module, dtype: str = "auto") -> AbstractContextMana
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
 
 
-def load_embedder(path: str | Path) -> SentenceTransformer:
+def load_embedder(path: str | Path) -> "SentenceTransformer":
     """The sentence embedder; `.encode(texts, normalize_embeddings=True)` gives [n, d]."""
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(resolve(path), device=_device(), trust_remote_code=False)
 
 
