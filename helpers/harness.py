@@ -62,7 +62,9 @@ def run(cells: Sequence[Cell], workers: int, executor: str = "loky") -> pd.DataF
 def run_cell(cell: Cell) -> None:
     """Evaluate one cell on this process's base and leave its file behind."""
     base, tokenizer = _base(cell.policy)
+    small = base.device.type == "cpu" and not getattr(base, "is_quantized", False)
     with models.one_thread(), models.adapted(base, cell.adapter) as model:
+        model = models.merged_copy(model) if cell.adapter and small else model
         items = evaluate(model, tokenizer, _tasks(cell.names, cell.data), cell.head, cell.limit, cell.policy.dtype,
                          takes_system_text(cell.policy, tokenizer))
     with atomic(cell.out) as file:

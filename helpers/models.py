@@ -1,5 +1,6 @@
 """Loading policy, reward model and embedder from a folder or the hub."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -9,15 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
-from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -29,6 +27,9 @@ from transformers.utils import logging
 
 from helpers import ROOT, chat, kept, memory
 from helpers.fingerprint import digest
+
+if TYPE_CHECKING:  # three seconds that most notebooks and workers do not need: imported where they are used
+    from peft import PeftModel
 
 MERGED = ROOT / "data/runs/models"  # policies that are an adapter on a base, merged
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a hub repository: no pickles, no code
@@ -55,8 +56,12 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
     if policy.load_in_4bit and device == "cpu":
         _keep_gradients_right(model)
     tokenizer = load_tokenizer(path, chat=policy.chat)
+    if not adapter:
+        return model.eval(), tokenizer
+    from peft import PeftModel
+
     with peft_quiet():
-        return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval(), tokenizer
+        return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
 
 
 def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -86,7 +91,7 @@ def policy_folder(path: str | Path, revision: str = "") -> Path:
     return target
 
 
-def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple["PeftModel", PreTrainedTokenizerBase]:
     """The policy with several adapters (name -> folder) on one base, and its tokenizer; the first is active.
 
     `model.set_adapter(name)` switches; a batch is mixed by `model(..., adapter_names=[...])`, a name for each
@@ -96,7 +101,9 @@ def load_adapters(policy, adapters: Mapping[str, str | Path]) -> tuple[PeftModel
     return _with_adapters(model, adapters), tokenizer
 
 
-def _with_adapters(base: torch.nn.Module, adapters: Mapping[str, str | Path]) -> PeftModel:
+def _with_adapters(base: torch.nn.Module, adapters: Mapping[str, str | Path]) -> "PeftModel":
+    from peft import PeftModel
+
     (first, folder), *others = adapters.items()
     with peft_quiet():
         model = PeftModel.from_pretrained(base, str(folder), adapter_name=first)
@@ -130,6 +137,15 @@ def adapted(base: torch.nn.Module,
         model.unload()
 
 
+def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in evaluation mode, its adapter (if it has one) merged into the weights: for small models on a CPU.
+
+    There the two thin products of an adapter take as long as the product that they correct.
+    """
+    light = copy.deepcopy(model)
+    return (light.merge_and_unload() if hasattr(light, "merge_and_unload") else light).eval()
+
+
 @contextmanager
 def merged(model: torch.nn.Module, wanted: bool = True) -> Iterator[None]:
     """For the while, an adapter is part of the weights it adapts: a pass costs no more than the base's.
@@ -137,8 +153,10 @@ def merged(model: torch.nn.Module, wanted: bool = True) -> Iterator[None]:
     Where weights are float32, that is; in others a small adapter would be rounded away. Afterwards the weights
     are what they were, bit for bit.
     """
+    from peft.tuners.lora import Linear, LoraLayer
+
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if wanted else []
-    if not all(type(layer) is LoraLinear and layer.get_base_layer().weight.dtype == torch.float32
+    if not all(type(layer) is Linear and layer.get_base_layer().weight.dtype == torch.float32
                and not layer.disable_adapters and not layer.merged for layer in layers):
         layers = []
     weights = [layer.get_base_layer().weight for layer in layers]
@@ -164,7 +182,12 @@ def mixed(model: torch.nn.Module, names: Sequence[str] | None) -> Iterator[None]
     def named(layer, args, kwargs):
         return args, kwargs | {"adapter_names": names}
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if names else []
+    if not names:
+        yield
+        return
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     hooks = [layer.register_forward_pre_hook(named, with_kwargs=True) for layer in layers]
     try:
         yield
@@ -245,6 +268,8 @@ class Embedder:
 
     def __init__(self, path: str | Path, revision: str = "", file: Path | None = None) -> None:
         self.name, self.file = f"{path}@{revision}", file
+        from sentence_transformers import SentenceTransformer
+
         self.model = SentenceTransformer(resolve(path, revision), device=_device(), trust_remote_code=False,
                                          model_kwargs={"use_safetensors": True, "dtype": _weights_dtype("auto", _device())})
 
@@ -322,6 +347,8 @@ def _merge(base: Path, adapter: Path, target: Path) -> None:
     """Write base and adapter as one model to target, which appears when it is whole."""
     has_own = any((adapter / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    from peft import PeftModel
+
     with peft_quiet():
         model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.bfloat16, **SAFE)
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from helpers import grid, models, prompts, sampling, served
@@ -108,6 +109,8 @@ def sample(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, work:
     return pd.DataFrame([row for rows in done for row in rows])
 
 
+@models.one_thread()
+@threadpool_limits.wrap(limits=1)  # k-means of a dozen points: threads would wait for each other four times as long
 def select(raw: pd.DataFrame, questions: pd.DataFrame, cfg, work: Path | None = None) -> pd.DataFrame:
     """The `responses` table: cleaned, rewarded, in the span or not, clustered, and the k selected of each question.
 

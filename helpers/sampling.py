@@ -13,7 +13,6 @@ prompts that grow by the same tokens, such as a question with a prefix and witho
 `sampler(temperature, top_p, combine)` makes such a rule; `dial(strength)` is a combine for two branches.
 """
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -236,14 +235,13 @@ def _fast(model, dtype: str) -> tuple[torch.nn.Module, AbstractContextManager]:
     context, weights = models.autocast(model, dtype), next(model.parameters())
     if isinstance(context, nullcontext) or weights.device.type != "cpu" or getattr(model, "is_quantized", False):
         return model, context
-    light = copy.deepcopy(model)
-    light = light.merge_and_unload() if hasattr(light, "merge_and_unload") else light
+    light = models.merged_copy(model)
     for parameter in light.parameters():  # not `to`: the rotary frequencies are a buffer and need their digits
         parameter.data = parameter.data.to(torch.bfloat16)
     config = light.config.get_text_config()
     if config._attn_implementation == "sdpa":
         config._attn_implementation = "one_query"
-    return light.eval(), nullcontext()
+    return light, nullcontext()
 
 
 def _one_query(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,

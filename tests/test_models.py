@@ -46,6 +46,7 @@ def test_an_adapter_comes_and_goes(policy, tmp_path):
         with models.adapted(model, tmp_path) as adapted:
             assert not adapted.training
             assert not torch.allclose(adapted(ids).logits, plain)
+            torch.testing.assert_close(models.merged_copy(adapted)(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
         assert torch.equal(model(ids).logits, plain)
         with models.adapted(model) as bare:
             assert bare is model
