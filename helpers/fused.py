@@ -8,6 +8,7 @@ gradients are those of peft and transformers, and what is not known to be replac
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -71,11 +72,11 @@ class Together:
         return tuple(y if b is None else y + b.to(dtype) for y, b in zip(outputs, biases, strict=True))
 
 
-def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Queries and keys [n, heads, L, d] turned by their positions; cos, sin [n, L, d]. transformers' function."""
     half = cos.shape[-1] // 2
     cos, sin = (x.unsqueeze(unsqueeze_dim) for x in (cos, torch.cat((-sin[..., :half], sin[..., half:]), -1)))
-    return _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
+    return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -192,7 +193,8 @@ def _norm(weight: Tensor, epsilon: float) -> Callable[[Tensor], Tensor]:
 def _rotating(model: nn.Module) -> dict[ModuleType, Callable]:
     """The Python modules from which the layers take a rotation that is ours, which is tried out; and theirs."""
     sources = {sys.modules[type(module).__module__] for module in model.modules()}
-    theirs = {source: source.apply_rotary_pos_emb for source in sources if hasattr(source, "apply_rotary_pos_emb")}
+    theirs = {source: source.apply_rotary_pos_emb for source in sources if hasattr(source, "apply_rotary_pos_emb")
+              and list(signature(source.apply_rotary_pos_emb).parameters)[:4] == ["q", "k", "cos", "sin"]}
     x = torch.linspace(-2, 3, 24).view(1, 2, 3, 4)
     cos, sin = x[:, 0], x[:, 1].roll(1)
     return {source: function for source, function in theirs.items()
