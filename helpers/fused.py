@@ -8,6 +8,7 @@ gradients are those of peft and transformers, and what is not known to be replac
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # where a model has them; on a CPU
+READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # where a model has them
 
 
 @contextmanager
@@ -41,8 +42,7 @@ def layers(model: nn.Module) -> Iterator[int]:
 class Together:
     """LoRA layers that read the same input: the first that is called computes for all of them.
 
-    The frozen weights are kept side by side [sum of out, in], in the precision in which they are multiplied: a
-    second copy, so a layer on an accelerator stays alone.
+    The frozen weights [out, in] are kept in the precision in which they are multiplied, if it is not their own.
     """
 
     def __init__(self, members: Sequence[Linear]) -> None:
@@ -62,8 +62,7 @@ class Together:
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         dtype, names = compute_dtype(x), [one.active_adapters[0] for one in self.members]
         if dtype not in self.weights:
-            weights = [one.base_layer.weight.detach() for one in self.members]
-            self.weights[dtype] = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)
+            self.weights[dtype] = [one.base_layer.weight.detach().to(dtype) for one in self.members]
         down = [one.lora_A[name].weight for one, name in zip(self.members, names, strict=True)]
         up = [one.lora_B[name].weight for one, name in zip(self.members, names, strict=True)]
         scales = [one.scaling[name] for one, name in zip(self.members, names, strict=True)]
@@ -73,11 +72,11 @@ class Together:
         return tuple(y if b is None else y + b.to(dtype) for y, b in zip(outputs, biases, strict=True))
 
 
-def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Queries and keys [n, heads, L, d] turned by their positions; cos, sin [n, L, d]. transformers' function."""
     half = cos.shape[-1] // 2
     cos, sin = (x.unsqueeze(unsqueeze_dim) for x in (cos, torch.cat((-sin[..., :half], sin[..., half:]), -1)))
-    return _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
+    return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -90,30 +89,28 @@ class _Lora(torch.autograd.Function):
     """y_i = x W_i' + s_i (x A_i') B_i' for layers that share x [..., in]; gradients of x, A_i and B_i."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scales: Sequence[float], *low: Tensor) -> tuple[Tensor, ...]:
-        n, dtype, rows = len(scales), weight.dtype, x.flatten(0, -2).to(weight.dtype)
+    def forward(ctx: Any, x: Tensor, weights: Sequence[Tensor], scales: Sequence[float], *low: Tensor) -> tuple[Tensor, ...]:
+        n, dtype, rows = len(scales), weights[0].dtype, x.flatten(0, -2).to(weights[0].dtype)
         down = torch.cat(low[:n]).to(dtype)  # [sum of r, in]
         up = [(b * s).to(dtype) for b, s in zip(low[n:], scales, strict=True)]  # [out, r] each
         inner = rows @ down.t()
         ctx.scales, ctx.shape, ctx.ranks = scales, x.shape, [b.shape[1] for b in up]
-        ctx.save_for_backward(rows, weight, down, inner, *up)
-        parts = (rows @ weight.t()).split([len(b) for b in up], 1)
-        outputs = (torch.addmm(y, u, b.t()) for y, u, b in zip(parts, inner.split(ctx.ranks, 1), up, strict=True))
-        return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
+        ctx.save_for_backward(rows, down, inner, *weights, *up)
+        parts = zip(weights, inner.split(ctx.ranks, 1), up, strict=True)
+        return tuple((rows @ w.t()).addmm_(u, b.t()).view(*x.shape[:-1], -1) for w, u, b in parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, down, inner, *up = ctx.saved_tensors
-        grads = [g.flatten(0, -2) for g in grads]
+        (rows, down, inner, *frozen), n = ctx.saved_tensors, len(grads)
+        weights, up, grads = frozen[:n], frozen[n:], [g.flatten(0, -2) for g in grads]
         back = torch.cat([g @ b for g, b in zip(grads, up, strict=True)], 1)
         d_up = [(g.t() @ u).float() * s
                 for g, u, s in zip(grads, inner.split(ctx.ranks, 1), ctx.scales, strict=True)]
         d_down = (back.t() @ rows).float().split(ctx.ranks)
-        d_rows = None
-        if ctx.needs_input_grad[0]:
-            whole = torch.cat(grads, 1) if len(grads) > 1 else grads[0]
-            d_rows = torch.addmm(whole @ weight, back, down).view(ctx.shape)
-        return d_rows, None, None, *d_down, *d_up
+        d_rows = back @ down if ctx.needs_input_grad[0] else None
+        for g, w in zip(grads, weights, strict=True) if d_rows is not None else ():
+            d_rows.addmm_(g, w)
+        return None if d_rows is None else d_rows.view(ctx.shape), None, None, *d_down, *d_up
 
 
 class _Norm(torch.autograd.Function):
@@ -157,8 +154,7 @@ def _adapted(model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
     """Each LoRA layer that can be fused, with its new forward."""
     for parent in model.modules():
         children = {name: child for name, child in parent.named_children() if _plain_lora(child)}
-        small = all(child.base_layer.weight.device.type == "cpu" for child in children.values())
-        groups = [names for names in READ_TOGETHER if small and all(name in children for name in names)]
+        groups = [names for names in READ_TOGETHER if all(name in children for name in names)]
         alone = [(name,) for name in children if not any(name in names for names in groups)]
         for names in (*groups, *alone):
             together = Together([children[name] for name in names])
@@ -197,7 +193,8 @@ def _norm(weight: Tensor, epsilon: float) -> Callable[[Tensor], Tensor]:
 def _rotating(model: nn.Module) -> dict[ModuleType, Callable]:
     """The Python modules from which the layers take a rotation that is ours, which is tried out; and theirs."""
     sources = {sys.modules[type(module).__module__] for module in model.modules()}
-    theirs = {source: source.apply_rotary_pos_emb for source in sources if hasattr(source, "apply_rotary_pos_emb")}
+    theirs = {source: source.apply_rotary_pos_emb for source in sources if hasattr(source, "apply_rotary_pos_emb")
+              and list(signature(source.apply_rotary_pos_emb).parameters)[:4] == ["q", "k", "cos", "sin"]}
     x = torch.linspace(-2, 3, 24).view(1, 2, 3, 4)
     cos, sin = x[:, 0], x[:, 1].roll(1)
     return {source: function for source, function in theirs.items()
