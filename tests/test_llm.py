@@ -120,13 +120,16 @@ def test_cost_is_tokens_times_price_and_the_ledger_adds_up_by_tag_and_run(tmp_pa
 
 def test_the_budget_stops_before_the_call_and_keeps_what_was_paid(tmp_path):
     endpoint = Endpoint(usage=(1000, 100))
-    # worst case of a call: 2048 tokens x $8e-6 = 0.0164 (and a prompt of one character: nothing); it really
-    # costs 0.0028, so one at a time four fit into 0.0250 (0.0084 + 0.0164 = 0.0248), and the fifth does not
-    teacher = endpoint.teacher(tmp_path, budget_usd=0.0250, concurrency=1)
-    with pytest.raises(llm.BudgetExceeded, match="was not sent"):
+    # worst case of a call: 2048 tokens x $8e-6 = 0.0164, and under 200 bytes x $2e-6 = 0.0004 to read; it really
+    # costs 0.0028, so one at a time four fit into 0.0260 (0.0084 + 0.0168 = 0.0252), and the fifth does not (0.0280)
+    teacher = endpoint.teacher(tmp_path, budget_usd=0.0260, concurrency=1)
+    with pytest.raises(llm.BudgetExceeded, match="was not sent(?s:.)*5 of 9 requests"):
         teacher.map([ask(str(i)) for i in range(9)])
     assert len(endpoint.bodies) == 4
     assert teacher.ledger()["cost_usd"] == pytest.approx(4 * 0.0028)
+    # a raised budget goes on with what is missing, and with nothing else
+    endpoint.teacher(tmp_path, budget_usd=1.0).map([ask(str(i)) for i in range(9)])
+    assert sorted(body["messages"][0]["content"] for body in endpoint.bodies) == [str(i) for i in range(9)]
 
 
 def test_requests_under_way_together_cannot_break_the_budget_either(tmp_path):
@@ -134,8 +137,14 @@ def test_requests_under_way_together_cannot_break_the_budget_either(tmp_path):
     teacher = endpoint.teacher(tmp_path, budget_usd=0.05, concurrency=16)
     with pytest.raises(llm.BudgetExceeded):
         teacher.map([ask(str(i)) for i in range(16)])
-    assert len(endpoint.bodies) == 3  # 3 x 0.0164 = 0.049
+    assert len(endpoint.bodies) == 3  # 2 x 0.0164 + 0.0168 = 0.0496 fit; 3 x 0.0164 + 0.0168 = 0.066 do not
     assert teacher.ledger()["cost_usd"] <= 0.05
+
+
+def test_what_is_set_aside_and_not_used_is_there_for_the_next(tmp_path):
+    """16 answers cost 0.045, but could cost 0.27: they are asked four at a time, and all of them fit."""
+    endpoint = Endpoint(usage=(1000, 100))
+    assert len(endpoint.teacher(tmp_path, budget_usd=0.07, concurrency=16).map([ask(str(i)) for i in range(16)])) == 16
 
 
 def test_a_rate_limit_is_waited_out(tmp_path):
@@ -207,7 +216,7 @@ def test_a_model_without_price_and_a_missing_key_are_errors_that_say_what_to_do(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     store = artifacts.open_run("smoke", runs=tmp_path, sets=["teacher.base_url=http://127.0.0.1:9/v1"])
     with pytest.raises(llm.TeacherError, match="environment variable OPENAI_API_KEY"):
-        llm.connect(store)
+        llm.connect(store).map([ask("?")])
 
 
 def test_connect_reaches_the_simulated_teacher_and_notes_the_ledger(tmp_path):

@@ -1,0 +1,234 @@
+"""The teacher's client against real HTTP servers on this machine: bad weather, kills, company, a lost server."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from random import Random
+
+import pytest
+
+from helpers import ROOT, judging, llm
+from helpers.config import load_profile
+from helpers.world.corpus import Corpus
+from helpers.world.facts import load_world
+
+KEY = "sk-planted-0123456789abcdef"
+WEATHER = {"rate_limited": 0.05, "errors_500": 0.05, "stalled": 0.05, "malformed": 0.05, "wrong_schema": 0.05,
+           "refused": 0.05}
+TROUBLE = {429, 500, 0}
+
+
+class Server:
+    """tests/teacher_server.py in a process of its own."""
+
+    def __init__(self, folder, **knobs):
+        self.log, self.knobs, self.port = folder / "server.jsonl", knobs, 0
+        self.start()
+
+    def start(self):
+        words = [str(self.port), str(self.log), json.dumps(self.knobs)]
+        self.process = subprocess.Popen([sys.executable, "tests/teacher_server.py", *words], cwd=ROOT, text=True,
+                                        env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+        self.port = int(self.process.stdout.readline())
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def books(self):
+        """One dict an attempt."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start a server with these knobs."""
+    servers = []
+
+    def start(**knobs):
+        servers.append(Server(tmp_path, **knobs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def profile(**changes):
+    cfg = load_profile("smoke")
+    teacher = cfg.teacher.model_copy(update={"model": "gpt-4.1", "budget_usd": 1e3, "max_retries": 9, **changes})
+    judge = cfg.judge.model_copy(update={"pairs_per_request": 1})
+    return cfg.model_copy(update={"teacher": teacher, "judge": judge})
+
+
+def client(cfg, url, folder, name="r"):
+    return llm.Teacher(cfg.teacher, url, KEY, folder / "cache.sqlite", name)
+
+
+def comparisons(n):
+    """n matches of answers to divergent questions, each its own; texts: response id -> text."""
+    world, matches, texts = load_world("little"), [], {}
+    corpus, people = Corpus(world, 7), list(world.people.values())
+    for i in range(n):
+        person = people[i % len(people)]
+        axis = person.memberships[0][0]
+        questions = world.divergent_questions(axis)
+        a, b = f"{i}a", f"{i}b"
+        texts |= {a: f"{corpus.answer(axis)} ({i})", b: corpus.answer(axis)}
+        matches.append(judging.Match(f"p{i}", person.name, f"q{i}", questions[i % len(questions)], 1, a, b, a))
+    return matches, texts
+
+
+def weathered(serve, folder, n, concurrency, late, timeout):
+    """n comparisons in all kinds of weather: (matches, ledger, the server's books)."""
+    server = serve(late_seconds=late, **WEATHER)
+    cfg, (matches, texts) = profile(concurrency=concurrency, timeout_seconds=timeout), comparisons(n)
+    teacher = client(cfg, server.url, folder)
+    judging.compare(teacher, matches, texts, cfg, 1, "judging")
+    return matches, teacher.ledger(), settled(server)
+
+
+def settled(server):
+    """The books, once the server has noticed that a stalled request's client has gone."""
+    time.sleep(0.5)
+    return server.books()
+
+
+def check_books(matches, ledger, books, concurrency, max_retries):
+    status = Counter(line["status"] for line in books)
+    assert all(status[code] > 0 for code in (200, 429, 500, 0))
+    # every comparison is accounted for once: as many answers as askings, and each asking ended as something
+    assert {match.outcome for match in matches} <= {"clear", "tie", "unparsable"}
+    assert sum(match.asks for match in matches) == ledger["requests"] == sum(ledger["outcomes"].values())
+    # no answered request was sent again, and none was sent more often than it met trouble
+    paid = Counter(line["asked"] for line in books if line["status"] == 200)
+    assert set(paid.values()) == {1}
+    assert len(books) == ledger["requests"] + sum(status[code] for code in TROUBLE)
+    assert max(line["attempt"] for line in books if line["status"]) <= max_retries
+    # the ledger is the server's own bill; what never came back is in doubt, no more and no less
+    answered = [line for line in books if line["status"] == 200]
+    assert ledger["requests"] == len(answered)
+    assert ledger["prompt_tokens"] == sum(line["read"] for line in answered)
+    assert ledger["completion_tokens"] == sum(line["written"] for line in answered)
+    dollars = sum(line["read"] * 2e-6 + line["written"] * 8e-6 for line in answered)  # gpt-4.1: $2 and $8 a million
+    assert ledger["cost_usd"] == pytest.approx(dollars)
+    assert ledger["in_doubt"]["requests"] == status[0]
+    assert max(line["open"] for line in books) <= concurrency
+    # each kind of bad answer is counted as what it is
+    assert ledger["outcomes"]["refused"] > 0
+    assert ledger["outcomes"]["unparsable"] > ledger["outcomes"]["refused"]  # malformed, and of a wrong shape
+
+
+def test_300_comparisons_in_bad_weather(serve, tmp_path):
+    matches, ledger, books = weathered(serve, tmp_path, 300, 16, 0.02, 1.0)
+    check_books(matches, ledger, books, 16, 9)
+
+
+@pytest.mark.slow
+def test_10000_comparisons_in_bad_weather_at_the_speed_of_the_server(serve, tmp_path):
+    """The server can do as much as `concurrency` requests held for as long as it held each: 80 % of that."""
+    matches, ledger, books = weathered(serve, tmp_path, 10_000, 32, 0.5, 2.0)
+    check_books(matches, ledger, books, 32, 9)
+    wall = books[-1]["at"] - min(line["at"] - line["seconds"] for line in books)
+    used = sum(line["seconds"] for line in books) / 32 / wall
+    print(f"{len(books)} attempts in {wall:.0f} s; the slots were in use {used:.0%} of the time")
+    assert used >= 0.8
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests"]
+import test_llm_server as here
+from helpers import judging
+url, folder, n, name = sys.argv[1:]
+cfg, (matches, texts) = here.profile(concurrency=8), here.comparisons(int(n))
+teacher = here.client(cfg, url, Path(folder), name)
+judging.compare(teacher, matches, texts, cfg, 1, "judging")
+"""
+
+
+def child(server, folder, n, name="r"):
+    words = [sys.executable, "-c", CHILD, server.url, str(folder), str(n), name]
+    return subprocess.Popen(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+
+
+def rows(folder, sql):
+    try:
+        with sqlite3.connect(f"file:{folder / 'cache.sqlite'}?mode=ro", uri=True) as db:
+            return db.execute(sql).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def answered(folder):
+    return sum(n for (n,) in rows(folder, "SELECT COUNT(*) FROM answers"))
+
+
+def test_after_kills_only_what_was_on_the_wire_is_asked_again(serve, tmp_path):
+    """kill -9 three times. Each answered twice was under way at a kill, and the ledger knows it is in doubt."""
+    server, random = serve(late_seconds=0.1), Random(17)
+    for kill in range(3):
+        process, before = child(server, tmp_path, 150), answered(tmp_path)
+        while answered(tmp_path) < before + 10 and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(random.uniform(0.0, 0.2))
+        assert process.poll() is None, f"it ended before kill {kill}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert child(server, tmp_path, 150).wait() == 0
+    time.sleep(0.3)  # the server answers those whose client is gone, too
+    paid = Counter(line["asked"] for line in server.books() if line["status"] == 200)
+    doubt = rows(tmp_path, "SELECT key FROM promised WHERE owner = ''")
+    twice = sum(paid.values()) - len(paid)
+    assert answered(tmp_path) == len(paid)
+    assert twice <= len(doubt) <= 3 * 8  # kills x concurrency
+    assert rows(tmp_path, "SELECT * FROM promised WHERE owner <> ''") == []
+    sent = {key: json.loads(body) for key, body in rows(tmp_path, "SELECT key, request FROM answers")}
+    assert {key for (key,) in doubt} <= set(sent)
+
+
+def test_two_processes_that_share_the_cache_pay_once(serve, tmp_path):
+    server = serve(late_seconds=0.05)
+    both = [child(server, tmp_path, 120, name) for name in ("one", "two")]
+    assert [process.wait() for process in both] == [0, 0]
+    paid = Counter(line["asked"] for line in server.books() if line["status"] == 200)
+    assert set(paid.values()) == {1}
+    assert answered(tmp_path) == len(paid) == len(server.books())
+
+
+def test_a_lost_server_is_one_clear_message_and_the_run_goes_on_when_it_is_back(serve, tmp_path):
+    server, (matches, texts) = serve(late_seconds=0.05), comparisons(60)
+    cfg = profile(concurrency=4, max_retries=1)
+    teacher = client(cfg, server.url, tmp_path)
+    judging.compare(teacher, matches[:20], texts, cfg, 1, "judging")
+    server.stop()
+    with pytest.raises(llm.TeacherError, match="(?s)APIConnectionError.*Is there a server.*still to be asked") as caught:
+        teacher.map([judging.request([match], texts, 0) for match in matches])
+    assert KEY not in str(caught.getrepr(chain=True))
+    assert teacher.ledger()["in_doubt"]["requests"] == 0  # nothing was sent: nobody listened
+    bought = teacher.ledger()["requests"]
+    server.start()
+    answers = teacher.map([judging.request([match], texts, 0) for match in matches])
+    assert sum(answer.cached for answer in answers) >= 20
+    paid = Counter(line["asked"] for line in server.books() if line["status"] == 200)
+    assert set(paid.values()) == {1}
+    assert teacher.ledger()["requests"] == sum(paid.values()) > bought
+
+
+def test_the_limit_of_requests_per_minute_is_kept(serve, tmp_path):
+    """1200 a minute are one each 50 ms: 40 requests take 39 x 0.05 = 1.95 s, and never two within 30 ms."""
+    server, (matches, texts) = serve(), comparisons(40)
+    cfg = profile(concurrency=8, requests_per_minute=1200)
+    client(cfg, server.url, tmp_path).map([judging.request([match], texts, 0) for match in matches])
+    began = sorted(line["at"] - line["seconds"] for line in server.books())
+    assert 1.9 <= began[-1] - began[0] <= 1.95 * 1.25
