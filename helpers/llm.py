@@ -175,9 +175,8 @@ class Teacher:
         for key, request in job.queue:
             if job.failure:
                 return
-            if self._ledger.get(key) is None:
-                await self._guarded(self._settle(client, key, request, job), job)
-            job.done += not job.failure or key in job.bought
+            await self._guarded(self._settle(client, key, request, job), job)
+            job.done += not job.failure and key not in job.bought  # somebody else has bought it
 
     async def _guarded(self, asking, job: "_Job") -> None:
         """Await it; an error of the endpoint, the budget or the cache becomes the failure of the job."""
@@ -317,6 +316,7 @@ class Teacher:
         self._pace.learn(_tokens(request), read + written)
         self._ledger.keep(owner, paid)
         job.bought.add(key)
+        job.done += 1
 
     def _body(self, request: Request, how: str) -> dict:
         """The request as it is sent. how: "schema", or "prompt" for a server that knows no schemas."""
