@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ CREATE INDEX IF NOT EXISTS promised_key ON promised (key);
 CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, usd REAL);
 INSERT OR IGNORE INTO spent SELECT run, SUM(cost_usd) FROM answers GROUP BY run;
 """
+NOBODY, LEFT = "0 0", set()  # an owner that is no process; owners of this process that are done
 ADDED = ("request", "how", "outcome", "seal")  # columns that a file of an earlier version lacks
 ADVICE = {
     "full": "Free some space", "readonly": "Make the file and its folder writable", "locked": "Let the other process end",
@@ -141,22 +142,25 @@ class Ledger:
         with self._transaction() as db:
             db.executemany("DELETE FROM promised WHERE key = ? AND owner = ?", [(key, owner) for key in keys])
 
-    def doubt(self, owner: str, key: str = "") -> None:
-        """No answer came to a request of the owner (or to any): it may have been paid for, and stays set aside."""
+    def doubt(self, owner: str, key: str) -> None:
+        """No answer came to this request: it may have been paid for, and what was set aside stays so."""
         with self._transaction() as db:
-            db.execute("UPDATE promised SET owner = '' WHERE owner = ? AND key LIKE ?", (owner, key or "%"))
+            db.execute("UPDATE promised SET owner = '' WHERE owner = ? AND key = ?", (owner, key))
 
     def sweep(self) -> None:
         """Requests of processes that are gone are in doubt; their batches wait at the server, to be adopted."""
-        gone = [owner for owner in self._owners() if not _alive(owner) and " batch " not in owner]
-        for owner in gone:
-            self.doubt(owner)
+        for owner in self._owners():
+            if not _alive(owner) and " batch " not in owner:
+                self.leave(owner)
 
-    def orphan(self, batch: str) -> None:
-        """This batch of ours is given up: whoever asks next may adopt it."""
-        if batch:
-            with self._transaction() as db:
-                db.execute("UPDATE promised SET owner = ? WHERE owner = ?", (f"0 0 batch {batch.split()[-1]}", batch))
+    def leave(self, owner: str) -> None:
+        """The owner, of this process, is done: what it still has under way is in doubt; a batch may be adopted."""
+        LEFT.add(owner)
+        with suppress(CacheError), self._transaction() as db:  # on a full disk the next `sweep` does it
+            if " batch " in owner:
+                db.execute("UPDATE promised SET owner = ? WHERE owner = ?", (f"{NOBODY} batch {owner.split()[-1]}", owner))
+            else:
+                db.execute("UPDATE promised SET owner = '' WHERE owner = ?", (owner,))
 
     def orphans(self) -> dict[str, list[str]]:
         """owner -> keys, of the batches whose process is gone."""
@@ -270,6 +274,9 @@ def prices_file() -> dict:
 
 
 def _alive(owner: str) -> bool:
+    """Is the process that has this under way still at it?"""
+    if owner in LEFT:
+        return False
     pid, started = owner.split()[:2]
     try:
         return psutil.Process(int(pid)).create_time() == float(started)

@@ -36,14 +36,15 @@ LONGEST_WAIT_SECONDS = 120.0  # a server that wants a longer one ends the run, w
 POLL_SECONDS = 0.2  # while another process has the same request under way
 RETRIED = (408, 409, 429)  # and 500 or more
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-BATCHED = ("judge",)  # tags of what goes through the Batch API, if teacher.batch_api
+BATCHED = ("judge", "judge_lab")  # tags of what goes through the Batch API, if teacher.batch_api
 OUTCOMES = {"refusal": "refused", "content_filter": "refused", "length": "truncated"}
 SHAPE = "Answer with one JSON object that fits this JSON schema, and with nothing else:\n"
 REPAIR = "That does not fit the JSON schema ({error}). Give the same answer as JSON that fits, and nothing else."
 ADVICE = {
     openai.AuthenticationError: "The key in {key} was not accepted: it may be wrong or expired. Export a valid one.",
     openai.PermissionDeniedError: "The key in {key} may not use this model.",
-    openai.NotFoundError: "Is teacher.model right, and does teacher.base_url end in /v1?",
+    openai.NotFoundError: "Is teacher.model right, does teacher.base_url end in /v1, and if teacher.batch_api is on, "
+                          "has the server a Batch API?",
     openai.RateLimitError: "Lower teacher.concurrency, or set teacher.requests_per_minute and tokens_per_minute to "
                            "your limits; if the account is out of credit, fill it up.",
     openai.APITimeoutError: "No answer within teacher.timeout_seconds.",
@@ -163,13 +164,13 @@ class Teacher:
         try:
             async with openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, http_client=http,
                                           timeout=self.settings.timeout_seconds, max_retries=0) as client:
-                if self.settings.batch_api:
-                    await self._guarded(self._ask_batches(client, job), job)
+                await self._guarded(self._ask_batches(client, job), job)
                 # twice as many workers as slots: while some wait before a retry, others use theirs
                 await asyncio.gather(*(self._work(client, job) for _ in range(2 * self.settings.concurrency)))
         finally:
-            self._ledger.doubt(job.owner)
-            self._ledger.orphan(job.batch)
+            self._ledger.leave(job.owner)
+            if job.batch:
+                self._ledger.leave(job.batch)
 
     async def _work(self, client: openai.AsyncOpenAI, job: "_Job") -> None:
         for key, request in job.queue:
@@ -257,12 +258,7 @@ class Teacher:
     async def _ask_batches(self, client: openai.AsyncOpenAI, job: "_Job") -> None:
         """What may wait a day, as batches that the budget has room for; those of a killed run are taken up first."""
         for owner, keys in self._ledger.orphans().items():
-            if mine := [key for key in keys if key in job.missing]:
-                batch = await batches.find(client, owner.split()[-1])
-                if batch is None:  # killed before it was sent
-                    self._ledger.release(owner, *keys)
-                else:
-                    await self._collect(client, batch, job, owner, mine)
+            await self._adopt(client, job, owner, keys)
         share, idle = prices_file()["batch"], 0
         while left := self._unanswered(job):
             job.batch = new_owner("batch")
@@ -278,8 +274,18 @@ class Teacher:
             if idle > self.settings.max_retries:
                 raise TeacherError(f"{self.model} at {self.base_url}: {idle} batches without an answer: {complaint}")
 
+    async def _adopt(self, client: openai.AsyncOpenAI, job: "_Job", owner: str, keys: list[str]) -> None:
+        """Take up a batch that was left behind, even if batches are off by now: it is being paid for."""
+        if mine := [key for key in keys if key in job.missing]:
+            batch = await batches.find(client, owner.split()[-1])
+            if batch is None:  # killed before it was sent
+                self._ledger.release(owner, *keys)
+            else:
+                await self._collect(client, batch, job, owner, mine)
+
     def _unanswered(self, job: "_Job") -> dict[str, Request]:
-        left = ((key, r) for key, r in job.missing.items() if r.tag in BATCHED and self._ledger.get(key) is None)
+        tags = BATCHED if self.settings.batch_api else ()
+        left = ((key, r) for key, r in job.missing.items() if r.tag in tags and self._ledger.get(key) is None)
         return dict(islice(left, batches.MOST_REQUESTS))
 
     async def _collect(self, client: openai.AsyncOpenAI, batch: Batch, job: "_Job", owner: str, keys: list[str]) -> str:

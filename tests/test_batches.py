@@ -118,6 +118,20 @@ def test_a_batch_that_was_sent_before_a_kill_is_found_again_and_not_sent_twice(t
     assert len(seller.lines) == 5
 
 
+def test_a_batch_that_was_sent_is_collected_even_if_batches_are_off_by_then(tmp_path, monkeypatch):
+    seller = Seller()
+
+    async def killed(client, batch):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llm.batches, "results", killed)
+        with pytest.raises(KeyboardInterrupt):
+            seller.client(tmp_path).map(requests(5))
+    assert len(seller.client(tmp_path, batch_api=False).map(requests(5))) == 5
+    assert len(seller.lines) == 5
+
+
 def test_a_batch_that_was_never_sent_is_let_go_of(tmp_path, monkeypatch):
     seller = Seller()
 

@@ -61,12 +61,24 @@ def test_what_a_dead_process_had_under_way_is_in_doubt_and_can_be_sent_again(boo
     assert again.promise(new_owner(), {"k1": 0.5}, 1.0) == ["k1"]
 
 
+def test_who_cannot_even_say_goodbye_on_a_full_disk_is_known_to_be_gone(books, monkeypatch):
+    me = new_owner()
+    books.promise(me, {"k1": 0.5}, 1.0)
+    with monkeypatch.context() as full:
+        full.setattr(books, "_transaction", lambda: (_ for _ in ()).throw(CacheError("full")))
+        books.leave(me)
+    assert books.promise(new_owner(), {"k1": 0.5}, 1.0) == []  # still set aside by me
+    books.sweep()
+    assert books.promise(new_owner(), {"k1": 0.5}, 1.0) == ["k1"]
+    assert books.totals()["in_doubt"]["requests"] == 1
+
+
 def test_a_batch_of_a_dead_process_waits_to_be_adopted(books):
     books.promise("1 0.0 batch abc", {"k1": 0.5}, 1.0)
     alive = new_owner("batch")
     books.promise(alive, {"k2": 0.1}, 1.0)
     assert other(books).orphans() == {"1 0.0 batch abc": ["k1"]}
-    books.orphan(alive)
+    books.leave(alive)
     assert set(other(books).orphans()) == {"1 0.0 batch abc", f"0 0 batch {alive.split()[-1]}"}
     assert books.totals()["in_doubt"]["requests"] == 0
 

@@ -144,6 +144,23 @@ def test_10000_comparisons_in_bad_weather_at_the_speed_of_the_server(serve, tmp_
     assert used >= 0.8
 
 
+def test_the_bill_never_passes_the_budget_and_a_raised_one_goes_on(serve, tmp_path):
+    server, (matches, texts) = serve(late_seconds=0.01, **WEATHER | {"stalled": 0.0}), comparisons(80)
+    requests = [judging.request([match], texts, 0) for match in matches]
+    bills = []
+    for budget in (0.05, 0.1, 5.0):
+        teacher = client(profile(budget_usd=budget), server.url, tmp_path)
+        if budget < 1:
+            with pytest.raises(llm.BudgetExceeded, match=r"\d+ of \d+ requests .asking. are still to be asked"):
+                teacher.map(requests)
+        else:
+            teacher.map(requests)
+        bills.append(sum(line["read"] * 2e-6 + line["written"] * 8e-6 for line in server.books()))
+        assert 0.5 * min(budget, 0.15) < bills[-1] <= budget
+    paid = Counter(line["asked"] for line in server.books() if line["status"] == 200)
+    assert (len(paid), set(paid.values())) == (80, {1})
+
+
 CHILD = """
 import sys
 from pathlib import Path
