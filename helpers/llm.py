@@ -43,6 +43,7 @@ REPAIR = "That does not fit the JSON schema ({error}). Give the same answer as J
 ADVICE = {
     openai.AuthenticationError: "The key in {key} was not accepted: it may be wrong or expired. Export a valid one.",
     openai.PermissionDeniedError: "The key in {key} may not use this model.",
+    openai.BadRequestError: "The server does not take this: does it know the model, and is it meant for chats?",
     openai.NotFoundError: "Is teacher.model right, does teacher.base_url end in /v1, and if teacher.batch_api is on, "
                           "has the server a Batch API?",
     openai.RateLimitError: "Lower teacher.concurrency, or set teacher.requests_per_minute and tokens_per_minute to "
@@ -350,8 +351,8 @@ class Teacher:
 
     def _explain(self, error: openai.OpenAIError) -> TeacherError:
         advice = next((said for kind, said in ADVICE.items() if isinstance(error, kind)), "")
-        return TeacherError(f"{self.model} at {self.base_url}: {type(error).__name__}: {self._redact(str(error))}\n"
-                            f"{advice.format(key=self.settings.api_key_env)} Run the same command again to go on.")
+        said = f"{self.model} at {self.base_url}: {type(error).__name__}: {self._redact(str(error))}"
+        return TeacherError(f"{said}\n{advice.format(key=self.settings.api_key_env)} Then run the same command again.")
 
     def _redact(self, text: str) -> str:
         """Without the key, which a server may echo; a word of under 12 letters is no secret."""

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.routing import Route
 
 from helpers.config import load_profile
@@ -33,6 +35,8 @@ class Books:
         try:
             response = await self.teacher.complete(request)
             line = {"status": 0} if response.status_code == 408 else self.last
+        except ClientDisconnect:  # it gave up before the question was read
+            line, response = {"status": 0}, Response()
         finally:
             self.open -= 1
         self.write(line | {"seconds": time.monotonic() - started, "at": time.monotonic(), "open": self.open + 1})

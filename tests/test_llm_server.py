@@ -1,7 +1,11 @@
 """The teacher's client against real HTTP servers on this machine: bad weather, kills, company, a lost server."""
 
+import contextlib
 import json
+import os
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +13,9 @@ import time
 from collections import Counter
 from random import Random
 
+import httpx2
 import pytest
+from pydantic import BaseModel
 
 from helpers import ROOT, judging, llm
 from helpers.config import load_profile
@@ -18,8 +24,7 @@ from helpers.world.facts import load_world
 
 KEY = "sk-planted-0123456789abcdef"
 WEATHER = {"rate_limited": 0.05, "errors_500": 0.05, "stalled": 0.05, "malformed": 0.05, "wrong_schema": 0.05,
-           "refused": 0.05}
-TROUBLE = {429, 500, 0}
+           "refused": 0.05, "cut": 0.05}
 
 
 class Server:
@@ -103,44 +108,51 @@ def settled(server):
     return server.books()
 
 
-def check_books(matches, ledger, books, concurrency, max_retries):
-    status = Counter(line["status"] for line in books)
+def check_books(matches, ledger, books, max_retries):
+    """Nothing is unaccounted for. On a machine so busy that an answer comes after the client's patience has ended, that
+    answer is in the server's books (late) and, for the client, in doubt: never lost from sight, never counted twice."""
+    status, bills = Counter(line["status"] for line in books), {}
     assert all(status[code] > 0 for code in (200, 429, 500, 0))
     # every comparison is accounted for once: as many answers as askings, and each asking ended as something
     assert {match.outcome for match in matches} <= {"clear", "tie", "unparsable"}
     assert sum(match.asks for match in matches) == ledger["requests"] == sum(ledger["outcomes"].values())
-    # no answered request was sent again, and none was sent more often than it met trouble
-    paid = Counter(line["asked"] for line in books if line["status"] == 200)
-    assert set(paid.values()) == {1}
-    assert len(books) == ledger["requests"] + sum(status[code] for code in TROUBLE)
+    # what was asked again had met trouble, and only as often as that
+    for line in books:
+        if line["status"] == 200:
+            bills.setdefault(line["asked"], []).append(line)
+    late = status[200] - len(bills)
+    assert len(books) == ledger["requests"] + status[429] + status[500] + ledger["in_doubt"]["requests"]
+    assert ledger["in_doubt"]["requests"] == status[0] + late
     assert max(line["attempt"] for line in books if line["status"]) <= max_retries
-    # the ledger is the server's own bill; what never came back is in doubt, no more and no less
-    answered = [line for line in books if line["status"] == 200]
-    assert ledger["requests"] == len(answered)
+    # the ledger is the server's own bill: one answer each
+    assert ledger["requests"] == len(bills)
+    answered = [lines[-1] for lines in bills.values()]
     assert ledger["prompt_tokens"] == sum(line["read"] for line in answered)
     assert ledger["completion_tokens"] == sum(line["written"] for line in answered)
     dollars = sum(line["read"] * 2e-6 + line["written"] * 8e-6 for line in answered)  # gpt-4.1: $2 and $8 a million
     assert ledger["cost_usd"] == pytest.approx(dollars)
-    assert ledger["in_doubt"]["requests"] == status[0]
-    assert max(line["open"] for line in books) <= concurrency
     # each kind of bad answer is counted as what it is
     assert ledger["outcomes"]["refused"] > 0
     assert ledger["outcomes"]["unparsable"] > ledger["outcomes"]["refused"]  # malformed, and of a wrong shape
+    return late
 
 
 def test_300_comparisons_in_bad_weather(serve, tmp_path):
-    matches, ledger, books = weathered(serve, tmp_path, 300, 16, 0.02, 1.0)
-    check_books(matches, ledger, books, 16, 9)
+    matches, ledger, books = weathered(serve, tmp_path, 300, 16, 0.02, 2.0)
+    check_books(matches, ledger, books, 9)
+    assert max(line["open"] for line in books) <= 16 + ledger["in_doubt"]["requests"]
 
 
 @pytest.mark.slow
 def test_10000_comparisons_in_bad_weather_at_the_speed_of_the_server(serve, tmp_path):
     """The server can do as much as `concurrency` requests held for as long as it held each: 80 % of that."""
-    matches, ledger, books = weathered(serve, tmp_path, 10_000, 32, 0.5, 2.0)
-    check_books(matches, ledger, books, 32, 9)
-    wall = books[-1]["at"] - min(line["at"] - line["seconds"] for line in books)
+    matches, ledger, books = weathered(serve, tmp_path, 10_000, 32, 1.0, 6.0)
+    late = check_books(matches, ledger, books, 9)
+    wall = max(line["at"] for line in books) - min(line["at"] - line["seconds"] for line in books)
     used = sum(line["seconds"] for line in books) / 32 / wall
-    print(f"{len(books)} attempts in {wall:.0f} s; the slots were in use {used:.0%} of the time")
+    status = Counter(line["status"] for line in books)
+    print(f"{len(books)} attempts {dict(status)} in {wall:.0f} s; the slots were in use {used:.0%} of the time; {late} "
+          f"answers came late; ledger: {ledger}")
     assert used >= 0.8
 
 
@@ -241,6 +253,65 @@ def test_a_lost_server_is_one_clear_message_and_the_run_goes_on_when_it_is_back(
     paid = Counter(line["asked"] for line in server.books() if line["status"] == 200)
     assert set(paid.values()) == {1}
     assert teacher.ledger()["requests"] == sum(paid.values()) > bought
+
+
+LITELLM = """
+model_list:
+  - {model_name: gpt-4.1, litellm_params: {model: openai/m, api_key: none, mock_response: '{"colour": "red"}'}}
+  - {model_name: gpt-4.1-mini, litellm_params: {model: openai/m, api_key: none, mock_response: 'Red, I think.'}}
+  - {model_name: gpt-4.1-nano, litellm_params: {model: openai/m, api_key: none, mock_response: litellm.RateLimitError}}
+general_settings: {master_key: sk-planted-0123456789abcdef}
+"""
+
+
+class Colour(BaseModel):
+    colour: str
+
+
+@pytest.fixture
+def litellm(tmp_path):
+    """The address of litellm's proxy, whose models are mocks: an OpenAI-compatible server that none of us wrote."""
+    command = shutil.which("litellm")
+    if not command:
+        pytest.skip("no litellm on the PATH: pip install 'litellm[proxy]' into an environment of its own")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "litellm.yaml").write_text(LITELLM)
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with (tmp_path / "litellm.log").open("w") as log:
+        process = subprocess.Popen([command, "--config", "litellm.yaml", "--port", str(port), "--host", "127.0.0.1"],
+                                   cwd=tmp_path, env=env, stdout=log, stderr=log)
+    for _ in range(600):
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.get(f"http://127.0.0.1:{port}/health/liveliness").status_code == 200:
+                break
+        assert process.poll() is None, (tmp_path / "litellm.log").read_text()[-2000:]
+        time.sleep(0.5)
+    yield f"http://127.0.0.1:{port}/v1"
+    process.terminate()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_another_server_that_speaks_the_same_protocol(litellm, tmp_path):
+    def teacher(key=KEY, **changes):
+        settings = profile(max_retries=1, **changes).teacher
+        return llm.Teacher(settings, litellm, key, tmp_path / "cache.sqlite", "r")
+
+    asked = [llm.Request([{"role": "user", "content": f"Which colour? {i}"}], Colour, "judge") for i in range(200)]
+    good = teacher()
+    answers = good.map(asked)
+    assert {(answer.outcome, answer.parsed.colour) for answer in answers} == {("ok", "red")}
+    assert good.ledger()["requests"] == 200
+    assert good.ledger()["prompt_tokens"] == sum(answer.prompt_tokens for answer in answers) > 0
+    vague = teacher(model="gpt-4.1-mini", structured="prompt").map(asked[:3])
+    assert [answer.outcome for answer in vague] == ["unparsable"] * 3
+    for changes, said in [({"model": "gpt-4.1-nano"}, "RateLimitError"), ({"model": "gpt-5.4"}, "BadRequest|NotFound"),
+                          ({"key": "sk-planted-somebody-elses-key"}, "No connected db")]:  # how it says 401 without a database
+        with pytest.raises(llm.TeacherError, match=f"(?s)({said}).*still to be asked") as caught:
+            teacher(**changes).map([llm.Request([{"role": "user", "content": "?"}])])
+        assert "sk-planted" not in str(caught.value)
 
 
 def test_the_limit_of_requests_per_minute_is_kept(serve, tmp_path):
