@@ -352,7 +352,8 @@ class Teacher:
     def _explain(self, error: openai.OpenAIError) -> TeacherError:
         advice = next((said for kind, said in ADVICE.items() if isinstance(error, kind)), "")
         said = f"{self.model} at {self.base_url}: {type(error).__name__}: {self._redact(str(error))}"
-        return TeacherError(f"{said}\n{advice.format(key=self.settings.api_key_env)} Then run the same command again.")
+        advice = f"{advice.format(key=self.settings.api_key_env)} Run the same command again to go on."
+        return TeacherError(f"{said}\n{advice.strip()}")
 
     def _redact(self, text: str) -> str:
         """Without the key, which a server may echo; a word of under 12 letters is no secret."""
