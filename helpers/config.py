@@ -65,10 +65,12 @@ Responses = _section(
     top_p=AboveZero, max_new_tokens=Count, batch=Count, base_url=str)
 Teacher = _section(
     "Teacher", base_url=str, model=str, api_key_env=str, concurrency=Count, max_retries=Whole,
-    temperature=NonNegative, budget_usd=NonNegative, cache=str)
+    temperature=NonNegative, budget_usd=NonNegative, cache=str, requests_per_minute=Whole,
+    tokens_per_minute=Whole, timeout_seconds=Positive, structured=Literal["schema", "prompt"], batch_api=bool)
 WorldKnobs = _section(
     "WorldKnobs", noise=NonNegative, position_bias=float, length_bias=float, tie_below=NonNegative,
-    malformed=Share, rate_limited=Share, late_seconds=NonNegative)
+    malformed=Share, rate_limited=Share, late_seconds=NonNegative, errors_500=Share, stalled=Share,
+    refused=Share, cut=Share, wrong_schema=Share)
 Judge = _section(
     "Judge", pairs_per_request=Count, rejected=Literal["random", "finalist"], max_asks=Count,
     shuffle_labels=bool)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # How a run is executed, not what it computes: a change of these makes nothing stale.
 EXECUTION_ONLY = {
     "name", "training.workers", "training.executor", "training.checkpoint_steps", "training.report_to",
-    "teacher.concurrency", "teacher.max_retries", "teacher.api_key_env", "teacher.budget_usd", "teacher.cache"}
+    "teacher.concurrency", "teacher.max_retries", "teacher.api_key_env", "teacher.budget_usd", "teacher.cache",
+    "teacher.requests_per_minute", "teacher.tokens_per_minute", "teacher.timeout_seconds", "teacher.batch_api"}
 BIG_FILE = 64 * 2**20  # bytes; a larger file is known by its size and time of change, not by its content
 
 

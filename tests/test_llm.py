@@ -10,10 +10,10 @@ import httpx2
 import pytest
 from pydantic import BaseModel, ConfigDict
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from helpers import ROOT, artifacts, llm, prompts
+from helpers import ROOT, artifacts, judging, ledger, llm, prompts
 from helpers.config import load_profile
 
 KEY = "sk-very-secret-0123456789"
@@ -120,13 +120,16 @@ def test_cost_is_tokens_times_price_and_the_ledger_adds_up_by_tag_and_run(tmp_pa
 
 def test_the_budget_stops_before_the_call_and_keeps_what_was_paid(tmp_path):
     endpoint = Endpoint(usage=(1000, 100))
-    # worst case of a call: 2048 tokens x $8e-6 = 0.0164 (and a prompt of one character: nothing); it really
-    # costs 0.0028, so one at a time four fit into 0.0250 (0.0084 + 0.0164 = 0.0248), and the fifth does not
-    teacher = endpoint.teacher(tmp_path, budget_usd=0.0250, concurrency=1)
-    with pytest.raises(llm.BudgetExceeded, match="was not sent"):
+    # worst case of a call: 2048 tokens x $8e-6 = 0.0164, and under 200 bytes x $2e-6 = 0.0004 to read; it really
+    # costs 0.0028, so one at a time four fit into 0.0260 (0.0084 + 0.0168 = 0.0252), and the fifth does not (0.0280)
+    teacher = endpoint.teacher(tmp_path, budget_usd=0.0260, concurrency=1)
+    with pytest.raises(llm.BudgetExceeded, match="was not sent(?s:.)*5 of 9 requests"):
         teacher.map([ask(str(i)) for i in range(9)])
     assert len(endpoint.bodies) == 4
     assert teacher.ledger()["cost_usd"] == pytest.approx(4 * 0.0028)
+    # a raised budget goes on with what is missing, and with nothing else
+    endpoint.teacher(tmp_path, budget_usd=1.0).map([ask(str(i)) for i in range(9)])
+    assert sorted(body["messages"][0]["content"] for body in endpoint.bodies) == [str(i) for i in range(9)]
 
 
 def test_requests_under_way_together_cannot_break_the_budget_either(tmp_path):
@@ -134,8 +137,14 @@ def test_requests_under_way_together_cannot_break_the_budget_either(tmp_path):
     teacher = endpoint.teacher(tmp_path, budget_usd=0.05, concurrency=16)
     with pytest.raises(llm.BudgetExceeded):
         teacher.map([ask(str(i)) for i in range(16)])
-    assert len(endpoint.bodies) == 3  # 3 x 0.0164 = 0.049
+    assert len(endpoint.bodies) == 3  # 2 x 0.0164 + 0.0168 = 0.0496 fit; 3 x 0.0164 + 0.0168 = 0.066 do not
     assert teacher.ledger()["cost_usd"] <= 0.05
+
+
+def test_what_is_set_aside_and_not_used_is_there_for_the_next(tmp_path):
+    """16 answers cost 0.045, but could cost 0.27: they are asked four at a time, and all of them fit."""
+    endpoint = Endpoint(usage=(1000, 100))
+    assert len(endpoint.teacher(tmp_path, budget_usd=0.07, concurrency=16).map([ask(str(i)) for i in range(16)])) == 16
 
 
 def test_a_rate_limit_is_waited_out(tmp_path):
@@ -143,6 +152,227 @@ def test_a_rate_limit_is_waited_out(tmp_path):
     (answer,) = endpoint.teacher(tmp_path).map([ask("?")])
     assert answer.text == "fine"
     assert len(endpoint.bodies) == 3
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [
+    ({"retry-after": "7"}, 7), ({"retry-after": "0"}, 0), ({"retry-after-ms": "1500"}, 1.5), ({}, None),
+    ({"retry-after": "soon"}, None), ({"retry-after": "Fri, 01 Jan 2038 00:00:10 GMT"}, 10)])
+def test_retry_after_is_read_as_seconds_milliseconds_or_a_date(headers, seconds, monkeypatch):
+    monkeypatch.setattr(llm.time, "time", lambda: 2145916800.0)  # 2038-01-01 00:00:00 GMT
+    assert llm._retry_after(httpx2.Headers(headers)) == seconds
+
+
+def test_the_pause_is_the_servers_and_not_ours(tmp_path):
+    """Ours would be half a second at least; the server says 0.01."""
+    began = time.monotonic()
+    Endpoint(429, 500, 429, "fine").teacher(tmp_path).map([ask("?")])
+    assert time.monotonic() - began < 0.75
+
+
+def test_an_account_without_credit_is_not_asked_again(tmp_path):
+    class Empty(Endpoint):
+        async def answer(self, request):
+            self.bodies.append(await request.json())
+            return JSONResponse({"error": {"message": "quota", "code": "insufficient_quota"}}, 429)
+
+    endpoint = Empty()
+    with pytest.raises(llm.TeacherError, match="(?s)RateLimitError.*out of credit"):
+        endpoint.teacher(tmp_path).map([ask("?")])
+    assert len(endpoint.bodies) == 1
+
+
+def test_a_stalled_answer_is_given_up_asked_again_and_in_doubt(tmp_path):
+    class Stalling(Endpoint):
+        async def answer(self, request):
+            if len(self.bodies) < 1:
+                self.bodies.append(await request.json())
+                await asyncio.sleep(60)
+            return await super().answer(request)
+
+    endpoint = Stalling()
+    teacher = endpoint.teacher(tmp_path, timeout_seconds=0.1)
+    assert teacher.map([ask("?")])[0].text == "fine"
+    assert len(endpoint.bodies) == 2
+    doubt = teacher.ledger()["in_doubt"]
+    # at most 2048 tokens x $8e-6 = 0.016384 to write, and under 200 bytes x $2e-6 to read
+    assert doubt["requests"] == 1
+    assert 0.016384 < doubt["at_most_usd"] < 0.0168
+
+
+def test_what_is_in_doubt_counts_against_the_budget(tmp_path):
+    class Stalling(Endpoint):
+        async def answer(self, request):
+            self.bodies.append(await request.json())
+            await asyncio.sleep(60)
+
+    endpoint = Stalling()
+    with pytest.raises(llm.BudgetExceeded, match="in doubt"):  # 0.0168 each: two fit, a third does not
+        endpoint.teacher(tmp_path, timeout_seconds=0.05, budget_usd=0.04).map([ask("?")])
+    assert len(endpoint.bodies) == 2
+
+
+def test_the_worst_case_is_never_below_what_a_tokenizer_of_bytes_would_cost(tmp_path):
+    teacher, request = Endpoint().teacher(tmp_path), ask("ä€🙂" * 50, schema=Colour)
+    # every character of the text is 2, 3 and 4 bytes: 450; $2 a million in, 2048 x $8 a million out
+    assert teacher._worst_usd(request) >= 450 * 2e-6 + 2048 * 8e-6
+
+
+def test_an_answer_without_usage_costs_the_worst_case(tmp_path):
+    class Silent(Endpoint):
+        async def answer(self, request):
+            made = json.loads((await super().answer(request)).body)
+            return JSONResponse(made | {"usage": None})
+
+    (answer,) = Silent().teacher(tmp_path).map([ask("?")])
+    assert answer.cost_usd > 2048 * 8e-6
+    assert answer.prompt_tokens == 0
+
+
+def test_tokens_that_the_server_had_cached_are_cheaper(tmp_path):
+    class Caching(Endpoint):
+        async def answer(self, request):
+            made = json.loads((await super().answer(request)).body)
+            made["usage"]["prompt_tokens_details"] = {"cached_tokens": 800}
+            return JSONResponse(made)
+
+    (answer,) = Caching().teacher(tmp_path).map([ask("?")])
+    # 200 x $2 + 800 x $0.50 + 100 x $8, a million
+    assert answer.cost_usd == pytest.approx((200 * 2 + 800 * 0.5 + 100 * 8) / 1e6)
+
+
+class NoSchemas(Endpoint):
+    """A server that turns response_format down, as several do."""
+
+    async def answer(self, request):
+        if "response_format" in await request.json():
+            self.turned_down = getattr(self, "turned_down", 0) + 1
+            return JSONResponse({"error": {"message": "This response_format type is unavailable now"}}, 400)
+        return await super().answer(request)
+
+
+def test_a_server_without_schemas_is_told_in_words_and_repairs_once(tmp_path):
+    endpoint = NoSchemas("It is red.", '{"colour": "red"}')
+    teacher = endpoint.teacher(tmp_path, concurrency=1)
+    (answer,) = teacher.map([ask("?", schema=Colour, tag="judge")])
+    assert (answer.outcome, answer.parsed) == ("ok", Colour(colour="red"))
+    assert answer.cost_usd == pytest.approx(2 * 0.0028)  # both were paid for
+    first, repair = (body["messages"] for body in endpoint.bodies)
+    assert first[0]["role"] == "system"
+    assert '"colour"' in first[0]["content"]
+    assert [m["role"] for m in repair] == ["system", "user", "assistant", "user"]
+    assert repair[2]["content"] == "It is red."
+    assert set(teacher.ledger()["by_tag"]) == {"judge", "judge repair"}
+    # a rerun, even by a client that does not know of the fallback yet, gives the same and sends nothing
+    again = endpoint.teacher(tmp_path)
+    assert again.map([ask("?", schema=Colour, tag="judge")])[0].parsed == Colour(colour="red")
+    assert (len(endpoint.bodies), endpoint.turned_down) == (2, 1)
+
+
+def test_an_answer_that_does_not_fit_after_the_repair_stays_unparsable(tmp_path):
+    endpoint = Endpoint("red", "still red")
+    (answer,) = endpoint.teacher(tmp_path, structured="prompt").map([ask("?", schema=Colour)])
+    assert (answer.outcome, answer.parsed, len(endpoint.bodies)) == ("unparsable", None, 2)
+
+
+def test_refused_and_truncated_answers_are_not_repaired_and_are_counted(tmp_path):
+    endpoint = Endpoint("no", refusal="I would rather not.")
+    teacher = endpoint.teacher(tmp_path, structured="prompt")
+    assert teacher.map([ask("?", schema=Colour)])[0].outcome == "refused"
+    endpoint.refusal, endpoint.finish = None, "length"
+    assert teacher.map([ask("??", schema=Colour)])[0].outcome == "truncated"
+    assert len(endpoint.bodies) == 2
+    assert teacher.ledger()["outcomes"] == {"refused": 1, "truncated": 1}
+
+
+def test_the_constant_part_of_every_prompt_comes_first():
+    """Servers that cache prompts charge less for a beginning that they know."""
+    for name in ("personas", "demographics", "personal_questions", "divergent_questions", "infer_persona", "gold_persona"):
+        literals = prompts.load("teacher", name).literals
+        assert len(literals[0]) > 0.6 * sum(map(len, literals)), name
+    one, two = (judging.request([judging.Match("p", who, "q", "?", 1, "a", "b", "a")], {"a": "x", "b": "y"}, 0).messages
+                for who in ("Ann", "Bob"))
+    assert one[:3] == two[:3]
+    assert [message["role"] for message in one] == ["system", "user", "assistant", "user"]
+
+
+def test_a_page_that_is_no_completion_is_a_clear_error(tmp_path):
+    class Page(Endpoint):
+        async def answer(self, request):
+            return HTMLResponse("<html>welcome</html>")
+
+    with pytest.raises(llm.TeacherError, match="(?s)no chat completion.*welcome.*end in /v1"):
+        Page().teacher(tmp_path).map([ask("?")])
+
+
+def test_a_body_that_breaks_off_is_asked_again_and_in_doubt(tmp_path):
+    class Broken(Endpoint):
+        async def answer(self, request):
+            whole = await super().answer(request)
+            return whole if len(self.bodies) > 1 else Response(whole.body[:50], media_type="application/json")
+
+    endpoint = Broken()
+    teacher = endpoint.teacher(tmp_path)
+    assert teacher.map([ask("?")])[0].text == "fine"
+    assert teacher.ledger()["in_doubt"]["requests"] == 1
+
+
+def test_a_row_that_was_damaged_is_named_and_can_be_taken_out(tmp_path, capsys):
+    endpoint, cache = Endpoint("fine"), tmp_path / "cache.sqlite"
+    endpoint.teacher(tmp_path).map([ask("one"), ask("two")])
+    with sqlite3.connect(cache) as db:
+        db.execute("UPDATE answers SET text = 'fime' WHERE rowid = 1")
+    db.close()
+    with pytest.raises(llm.CacheError, match="(?s)not what was written there.*helpers.ledger mend --cache"):
+        endpoint.teacher(tmp_path).map([ask("one"), ask("two")])
+    ledger.main(["mend", "--cache", str(cache)])
+    assert "1 damaged answers taken out" in capsys.readouterr().out
+    assert [a.cached for a in endpoint.teacher(tmp_path).map([ask("one"), ask("two")])].count(True) == 1
+    assert len(endpoint.bodies) == 3
+
+
+def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_afterwards(tmp_path):
+    endpoint = Endpoint("fine" * 500)
+    teacher = endpoint.teacher(tmp_path, concurrency=2)
+    teacher._ledger._db.execute("PRAGMA max_page_count=20")  # what sqlite does when a disk is full
+    with pytest.raises(llm.CacheError, match="(?s)is full. Free some space.*still to be asked") as caught:
+        teacher.map([ask(str(i)) for i in range(40)])
+    sent, kept = len(endpoint.bodies), teacher.ledger()["requests"]
+    assert sent - kept <= 2  # those under way together
+    assert KEY not in str(caught.value)
+    teacher._ledger._db.execute("PRAGMA max_page_count=100000")
+    teacher.map([ask(str(i)) for i in range(40)])
+    assert len(endpoint.bodies) - sent == 40 - kept
+
+
+def test_no_secret_in_messages_cache_or_logs_though_the_server_echoes_it(tmp_path, caplog, capsys):
+    """An error body with the Authorization header in it, and an answer that repeats the key."""
+    caplog.set_level("DEBUG")
+    endpoint = Endpoint(f"your key is {KEY}", 401)
+    teacher = endpoint.teacher(tmp_path, concurrency=1)
+    with pytest.raises(llm.TeacherError, match="(?s)key in OPENAI_API_KEY was not accepted.*1 of 2 requests") as caught:
+        teacher.map([ask("a"), ask("b")])
+    teacher._ledger.export(tmp_path / "answers.jsonl")
+    assert KEY not in str(caught.getrepr(chain=True, showlocals=True))
+    assert KEY not in repr(teacher) + caplog.text + "".join(capsys.readouterr())
+    for file in tmp_path.glob("*"):
+        assert KEY.encode() not in file.read_bytes()
+    assert teacher.map([ask("a")])[0].text == "your key is (key)"
+
+
+def test_a_class_runs_again_without_a_key(tmp_path):
+    endpoint, file = Endpoint("fine"), tmp_path / "answers.jsonl"
+    first = endpoint.teacher(tmp_path).map([ask("one", schema=Colour), ask("two")])
+    ledger.main(["export", str(file), "--cache", str(tmp_path / "cache.sqlite")])
+    (tmp_path / "class").mkdir()
+    ledger.main(["import", str(file), "--cache", str(tmp_path / "class" / "cache.sqlite")])
+    settings = load_profile("smoke").teacher.model_copy(update={"model": "gpt-4.1"})
+    keyless = llm.Teacher(settings, "http://endpoint.invalid/v1", "", tmp_path / "class" / "cache.sqlite", "a")
+    again = keyless.map([ask("one", schema=Colour), ask("two")])
+    assert [a.text for a in again] == [a.text for a in first]
+    assert [a.cost_usd for a in again] == [a.cost_usd for a in first]
+    assert keyless.ledger()["cost_usd"] == 0.0  # somebody else paid
+    with pytest.raises(llm.TeacherError, match="1 requests .asking. are not in .*no key"):
+        keyless.map([ask("three")])
 
 
 def test_a_lasting_failure_keeps_the_other_answers_and_tells_no_secret(tmp_path):
@@ -207,7 +437,7 @@ def test_a_model_without_price_and_a_missing_key_are_errors_that_say_what_to_do(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     store = artifacts.open_run("smoke", runs=tmp_path, sets=["teacher.base_url=http://127.0.0.1:9/v1"])
     with pytest.raises(llm.TeacherError, match="environment variable OPENAI_API_KEY"):
-        llm.connect(store)
+        llm.connect(store).map([ask("?")])
 
 
 def test_connect_reaches_the_simulated_teacher_and_notes_the_ledger(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from helpers import DATA, llm, prompts
+from helpers import DATA, judging, llm, prompts
 from helpers.config import load_profile
 from helpers.world import facts, teacher
 from helpers.world.corpus import Corpus
@@ -300,6 +300,29 @@ def test_a_rate_limited_teacher_is_reached_in_the_end(world, ask):
 def test_a_lasting_rate_limit_is_an_error(world, ask):
     with pytest.raises(llm.TeacherError, match="RateLimitError"):
         ask(prompts.render("teacher", "gold_persona", NAME="x"), rate_limited=1.0)
+
+
+@pytest.mark.parametrize(("knob", "outcome"), [
+    ("refused", "refused"), ("cut", "truncated"), ("malformed", "unparsable"), ("wrong_schema", "unparsable")])
+def test_a_share_of_the_answers_is_broken_as_the_knob_says(world, tmp_path, knob, outcome):
+    """Of 60 judgements, a third: between 10 and 30 (20, give or take 10: 2.7 standard deviations of 3.65)."""
+    app = teacher.build_app(world, QUIET.model_copy(update={knob: 1 / 3}), 1)
+    client = llm.Teacher(CFG.teacher, "http://teacher.invalid/v1", "no key", tmp_path / "c.sqlite", "r",
+                         httpx2.ASGITransport(app=app))
+    match = judging.Match("p", "Nobody", "q", "?", 1, "a", "b", "a")
+    answers = client.map([judging.request([match], {"a": f"a {i}", "b": "b"}, 0) for i in range(60)])
+    outcomes = Counter(answer.outcome for answer in answers)
+    assert set(outcomes) == {"ok", outcome}
+    assert 10 <= outcomes[outcome] <= 30
+
+
+def test_trouble_is_drawn_for_each_attempt_and_broken_answers_for_each_request(world):
+    judge = teacher.SimulatedTeacher(world, QUIET.model_copy(update={"errors_500": 0.3, "stalled": 0.3, "cut": 0.5}), 1)
+    prompt = prompts.render("teacher", "gold_persona", NAME="Nobody")
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    replies = [judge.reply(body, str(attempt)) for attempt in range(40)]
+    assert {status for status, _ in replies} == {200, 500, 0}
+    assert len({json.dumps(answer) for status, answer in replies if status == 200}) == 1
 
 
 def test_identity_changes_with_the_knobs_and_the_seed(world):

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from helpers import prompts
+from helpers.world.batches import Batches
 from helpers.world.facts import World
 
 OWN_CATEGORY, QUALITY_DIVERGENT = 3.0, 0.6  # latent utility of an answer to a divergent question
@@ -34,13 +35,15 @@ RETRY_AFTER_SECONDS = 0.05
 
 
 def build_app(world: World, knobs, seed: int) -> Starlette:
-    """The ASGI application: POST /v1/chat/completions, also below any one path segment.
+    """The ASGI application: POST /v1/chat/completions, files and batches, also below any one path segment.
 
     knobs: the profile's `world_knobs`. Serve it in process through an ASGI transport, or under uvicorn.
     """
-    endpoint = SimulatedTeacher(world, knobs, seed).complete
-    paths = ("/v1/chat/completions", "/{identity}/v1/chat/completions")
-    return Starlette(routes=[Route(path, endpoint, methods=["POST"]) for path in paths])
+    teacher, routes = SimulatedTeacher(world, knobs, seed), []
+    batches = Batches(teacher.reply)
+    for root in ("/v1", "/{identity}/v1"):
+        routes += [Route(f"{root}/chat/completions", teacher.complete, methods=["POST"]), *batches.routes(root)]
+    return Starlette(routes=routes)
 
 
 def identity(world: World, knobs, seed: int) -> str:
@@ -86,21 +89,46 @@ class SimulatedTeacher:
         }
 
     async def complete(self, request: Request) -> JSONResponse:
-        """Answer one chat completion: 429 and broken JSON as the knobs say, 400 for an unknown prompt."""
+        """Answer one chat completion over HTTP; a stalled one waits until the client has gone."""
         body = await request.json()
-        prompt, ask = body["messages"][-1]["content"], body.get("seed", 0)
         await asyncio.sleep(self.knobs.late_seconds)
-        attempt = request.headers.get("x-stainless-retry-count", "0")
+        status, answer = self.reply(body, request.headers.get("x-stainless-retry-count", "0"))
+        while not status and not await request.is_disconnected():
+            await asyncio.sleep(0.05)
+        headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 429 else None
+        return JSONResponse(answer, status or 408, headers)
+
+    def reply(self, body: dict, attempt: str) -> tuple[int, dict]:
+        """HTTP status and answer: the weather as the knobs say, 400 for an unknown prompt; 0: no answer at all.
+
+        429, 500 and stalling are drawn for each attempt, broken answers for each request.
+        """
+        prompt, ask = body["messages"][-1]["content"], body.get("seed", 0)
         if self._random("rate", prompt, ask, attempt).random() < self.knobs.rate_limited:
-            return _error(429, "the simulated teacher's limit", {"retry-after": str(RETRY_AFTER_SECONDS)})
+            return 429, _error("the simulated teacher's limit")
+        if self._random("errors", prompt, ask, attempt).random() < self.knobs.errors_500:
+            return 500, _error("the simulated teacher stumbled")
+        if self._random("stalled", prompt, ask, attempt).random() < self.knobs.stalled:
+            return 0, {}
         try:
             text = self.answer(prompt, ask)
         except prompts.PromptError as error:
-            return _error(400, str(error), {})
-        is_json = "response_format" in body
-        if is_json and self._random("malformed", prompt, ask).random() < self.knobs.malformed:
+            return 400, _error(str(error))
+        return 200, self._broken(body, text, prompt, ask)
+
+    def _broken(self, body: dict, text: str, prompt: str, ask: int) -> dict:
+        """The completion, refused, cut off or of a wrong shape as often as the knobs say."""
+        hit = {knob: self._random(knob, prompt, ask).random() < getattr(self.knobs, knob)
+               for knob in ("malformed", "refused", "cut", "wrong_schema")}
+        if hit["refused"]:
+            return _completion(body, None, refusal="I would rather not say.")
+        if hit["cut"]:
+            return _completion(body, text[: len(text) // 2], finish="length")
+        if "response_format" in body and hit["malformed"]:
             text = text[: 2 * len(text) // 3]
-        return JSONResponse(_completion(body, text))
+        elif "response_format" in body and hit["wrong_schema"]:
+            text = json.dumps({"answer": text})
+        return _completion(body, text)
 
     def answer(self, prompt: str, ask: int) -> str:
         """The answer to a rendered teacher prompt; `ask` is the request's seed. Raises PromptError."""
@@ -251,15 +279,16 @@ def _numbered(lines: list[str]) -> str:
     return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
 
 
-def _completion(body: dict, text: str) -> dict:
+def _completion(body: dict, text: str | None, refusal: str | None = None, finish: str = "stop") -> dict:
     """A chat completion as the API returns it; about four characters make a token."""
-    read, written = sum(len(m["content"]) for m in body["messages"]) // 4 + 1, len(text) // 4 + 1
+    read = sum(len(m["content"]) for m in body["messages"]) // 4 + 1
+    written = len(text or refusal or "") // 4 + 1
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "message": message}
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    choice = {"index": 0, "finish_reason": finish, "logprobs": None, "message": message}
     return {"id": "simulated", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": [choice], "usage": usage}
 
 
-def _error(status: int, message: str, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "simulated"}}, status, headers)
+def _error(message: str) -> dict:
+    return {"error": {"message": message, "type": "simulated"}}
