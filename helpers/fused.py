@@ -10,22 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # seconds that whoever only scores the base does not need
+    from peft.tuners.lora.layer import Linear
 
 READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # where a model has them
 
 
 @contextmanager
-def layers(model: nn.Module) -> Iterator[int]:
-    """Within the block the adapter's layers and the norms of `model` are fused; yields how many are.
+def layers(model: nn.Module, adapter: bool = True) -> Iterator[int]:
+    """Within the block the adapter's layers, the norms and rotations of `model` are fused; yields how many layers are.
 
-    Left alone are quantised layers, layers with several adapters, DoRA or dropout, and other norms.
+    Left alone are quantised layers, layers with several adapters, DoRA or dropout, and other norms. adapter: False
+    fuses the norms alone, where an adapter is merged or batches mix several, and where other threads are at work too:
+    a rotation is fused for all models of its kind.
     """
-    found, rotating = [*_adapted(model), *_norms(model)], _rotating(model)
+    found = [*(_adapted(model) if adapter else ()), *_norms(model)]
+    rotating = _rotating(model) if adapter else {}
     for module, forward in found:
         module.forward = forward
     for module in rotating:
@@ -45,7 +50,7 @@ class Together:
     The frozen weights [out, in] are kept in the precision in which they are multiplied, if it is not their own.
     """
 
-    def __init__(self, members: Sequence[Linear]) -> None:
+    def __init__(self, members: Sequence["Linear"]) -> None:
         self.members, self.weights = members, {}
         self.read: Tensor | None = None
         self.waiting: list[Tensor | None] = []
@@ -167,6 +172,8 @@ def _bind(together: Together, i: int) -> Callable[..., Tensor]:
 
 
 def _plain_lora(module: nn.Module) -> bool:
+    from peft.tuners.lora.layer import Linear
+
     if type(module) is not Linear or type(module.base_layer) is not nn.Linear or len(module.active_adapters) != 1:
         return False
     name, dropout = module.active_adapters[0], module.lora_dropout

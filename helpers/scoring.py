@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import chat, dpo, models
+from helpers import chat, dpo, fused, models
 from helpers.sharing import PAYS, Asked, Plan, chunks, plan
 
 TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
@@ -61,7 +61,7 @@ def answer_sums(model: torch.nn.Module, asked: Sequence[Asked], token_budget: in
     made = plan(asked, range(len(asked)) if soft is not None else adapters, pays)
     sums = np.zeros(sum(len(one.answers) for one in asked))
     model.eval()
-    with models.autocast(model, dtype), models.merged(model, adapters is None):
+    with models.autocast(model, dtype), models.merged(model, adapters is None), fused.layers(model, adapter=False):
         for heads, rows in chunks(made, budget):
             with models.mixed(model, adapters and [made.keys[head] for head in heads]):
                 cache = dpo.read_heads(model, [made.heads[head] for head in heads]) if heads else None

@@ -343,10 +343,9 @@ def _train_and_score(cell: Cell, part: Path) -> dict:
 
 def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
     soft = vpl.soft_tokens(model.vpl, vpl.Pool(cell.reading.pool), rows, cell.reading) if cell.reading else None
-    with fused.layers(model):
-        found = scoring.score_pairs(
-            model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"], dtype=cell.policy.dtype,
-            max_length=cell.policy.max_length, side=cell.side, max_prompt=cell.policy.max_prompt, soft=soft)
+    found = scoring.score_pairs(
+        model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"], dtype=cell.policy.dtype,
+        max_length=cell.policy.max_length, side=cell.side, max_prompt=cell.policy.max_prompt, soft=soft)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
 
