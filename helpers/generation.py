@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from helpers import grid, judging, models, prompts, scoring, settings
+from helpers import grid, judging, models, prompts, sampling, scoring, settings
 from helpers.artifacts import atomic
 from helpers.config import Profile
 from helpers.judging import Match
@@ -193,9 +193,9 @@ def _sample(model, tokenizer, rows: pd.DataFrame, cfg: Profile, seed: int) -> li
     """An answer ends where the policy goes on to ask the next question itself, as one of plain text may."""
     size, asked = cfg.generation, fitting(tokenizer, rows, cfg)
     heading = prompts.load(cfg.policy.templates, "respond_none").literals[0]  # "" in templates of chat models
-    said = models.generate(model, tokenizer, asked, n=1, temperature=size.temperature, top_p=1.0, seed=seed,
-                           max_new_tokens=size.max_new_tokens, batch=cfg.responses.batch,
-                           stop=f"\n{heading}" if heading else None)
+    said = sampling.generate(model, tokenizer, asked, n=1, temperature=size.temperature, top_p=1.0, seed=seed,
+                             max_new_tokens=size.max_new_tokens, batch=cfg.responses.batch,
+                             stop=f"\n{heading}" if heading else None, dtype=cfg.policy.dtype)
     return [text.strip() for (text,) in said]
 
 

@@ -1,6 +1,5 @@
-"""Loading policy, reward model and embedder from a folder or the hub, and sampling from the policy."""
+"""Loading policy, reward model and embedder from a folder or the hub."""
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -160,57 +159,6 @@ class Reward:
 def load_reward(path: str | Path) -> Reward:
     """The reward model; `.score(questions, texts)` gives float32 [n]."""
     return Reward(path)
-
-
-@torch.inference_mode()
-def generate(model, tokenizer, prompts: Sequence[str], n: int, temperature: float, top_p: float,
-             max_new_tokens: int, seed: int, batch: int, stop: str | None = None) -> list[list[str]]:
-    """n sampled continuations of each prompt, without special tokens, cut before `stop`.
-
-    batch: sequences computed at a time; the samples of a prompt share a batch. A batch's samples follow from
-    the seed and its own prompts alone. temperature 0 takes the likeliest token.
-    """
-    per_batch = max(1, batch // n)
-    parts = [list(prompts[i:i + per_batch]) for i in range(0, len(prompts), per_batch)]
-    options = {"do_sample": temperature > 0, "num_return_sequences": n, "max_new_tokens": max_new_tokens,
-               "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    if stop:
-        options |= {"stop_strings": stop, "tokenizer": tokenizer}
-    texts = [text for part in parts for text in _sample(model, tokenizer, part, seed, options)]
-    texts = [text.split(stop)[0] for text in texts] if stop else texts
-    return [texts[i:i + n] for i in range(0, len(texts), n)]
-
-
-def _sample(model, tokenizer, prompts: list[str], seed: int, options: dict) -> list[str]:
-    # the mask comes from the tokenizer, not from the pad id: the tiny base pads with the token it starts with
-    inputs = tokenizer([(tokenizer.bos_token or "") + p for p in prompts], padding=True, padding_side="left",
-                       add_special_tokens=False, return_tensors="pt").to(model.device)
-    digest = hashlib.sha256("\0".join([str(seed), *prompts]).encode()).digest()
-    with torch.random.fork_rng(), autocast(model):
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
-        ids = _in_two_parts(model, inputs["input_ids"], inputs["attention_mask"], options)
-    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
-
-
-def _in_two_parts(model, ids: torch.Tensor, mask: torch.Tensor, options: dict) -> torch.Tensor:
-    """Half of the new tokens for every row, the other half for those that have not ended: most texts are short.
-
-    A batch goes on until its last row ends, and rows that have ended cost as much as the others.
-    """
-    n, new, pad = options["num_return_sequences"], options["max_new_tokens"], options["pad_token_id"]
-    first = model.generate(ids, attention_mask=mask, **options | {"max_new_tokens": -(-new // 2)})
-    is_open = ~torch.isin(first[:, -1], torch.tensor([pad, options["eos_token_id"]], device=first.device))
-    if not is_open.any() or new < 2:
-        return first
-    seen = torch.ones_like(first)
-    seen[:, :mask.shape[1]] = mask.repeat_interleave(n, dim=0)
-    rest = model.generate(first[is_open], attention_mask=seen[is_open],
-                          **options | {"max_new_tokens": new // 2, "num_return_sequences": 1})
-    whole = first.new_full((len(first), rest.shape[1]), pad)
-    whole[:, :first.shape[1]], whole[is_open] = first, rest
-    return whole
 
 
 def _device() -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.optimize import linear_sum_assignment
 
-from helpers import models, prompts, scoring
+from helpers import prompts, sampling, scoring
 from helpers.config import TEACHER_FREE, Profile
 from helpers.llm import Request, Teacher
 
@@ -244,8 +244,9 @@ def _write(prefix: str, variant: str, people: pd.DataFrame, shots: list[pd.DataF
 
 def _policy_says(asked: list[str], policy: tuple, cfg: Profile, seed: int) -> list[str]:
     """One text each, of at most half the window: the question and the answers need the rest."""
-    said = models.generate(*policy, asked, n=1, temperature=PERSONA_TEMPERATURE, top_p=1.0, seed=seed,
-                           max_new_tokens=cfg.policy.max_length // 2, batch=cfg.responses.batch)
+    said = sampling.generate(*policy, asked, n=1, temperature=PERSONA_TEMPERATURE, top_p=1.0, seed=seed,
+                             max_new_tokens=cfg.policy.max_length // 2, batch=cfg.responses.batch,
+                             dtype=cfg.policy.dtype)
     return [texts[0] for texts in said]
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
-from helpers import grid, models, prompts
+from helpers import grid, models, prompts, sampling
 
 HEADINGS = r"(?:axis|categories|category|chosen category|response|question|answer)"
 OPENING_CLAUSE = re.compile(
@@ -131,6 +131,7 @@ def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed:
     model, tokenizer = models.load_policy(cfg.policy)
     size = cfg.responses
     settings = {key: getattr(size, key) for key in ("temperature", "top_p", "max_new_tokens", "batch")}
+    settings["dtype"] = cfg.policy.dtype
     thoughts = _think(questions, categories, model, tokenizer, cfg, settings, seed)
     heads = []
     for question, own in zip(questions.itertuples(), thoughts, strict=True):
@@ -140,7 +141,7 @@ def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed:
                               "cot_categories": list(thought["categories"]), "cot_category": str(category)})
     asked = [prompts.render(cfg.policy.templates, "cot_given", X=h["x"], AXIS=h["cot_axis"],
                             CATEGORIES=", ".join(h["cot_categories"]), CATEGORY=h["cot_category"]) for h in heads]
-    answers = models.generate(model, tokenizer, asked, n=1, seed=seed + 1, **settings)
+    answers = sampling.generate(model, tokenizer, asked, n=1, seed=seed + 1, **settings)
     rows, count = [], {}
     for head, (answer,) in zip(heads, answers, strict=True):
         number = count[head["question_id"]] = count.get(head["question_id"], -1) + 1
@@ -158,7 +159,7 @@ def _think(questions, categories, model, tokenizer, cfg, settings, seed) -> list
     personal = questions[questions["kind"] == "personal"]
     asked = [prompts.render(cfg.policy.templates, "cot", X=text) for text in personal["text"]]
     # half as many again are drawn, because some chains of thought do not keep the format
-    drawn = models.generate(model, tokenizer, asked, n=n + (n + 1) // 2, seed=seed, **settings) if asked else []
+    drawn = sampling.generate(model, tokenizer, asked, n=n + (n + 1) // 2, seed=seed, **settings) if asked else []
     parsed = {q: [t for t in map(parse_cot, texts) if t][:n]
               for q, texts in zip(personal["question_id"], drawn, strict=True)}
     given = {axis: [{"axis": axis, "categories": names}] * n for axis, names in categories.items()}

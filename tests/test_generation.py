@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_policy
 
-from helpers import generation, judging, llm, models, ranking
+from helpers import generation, judging, llm, models, ranking, sampling
 from helpers.config import load_profile
 from helpers.prompts import parse_all
 from helpers.schemas import check
@@ -167,7 +167,7 @@ def test_a_prompt_too_long_loses_the_head_first_and_never_the_room_to_answer(cfg
 
 def test_an_answer_ends_where_the_policy_asks_the_next_question(cfg, monkeypatch):
     stops = []
-    monkeypatch.setattr(models, "generate", lambda *a, stop, **k: stops.append(stop) or [[" yes "]])
+    monkeypatch.setattr(sampling, "generate", lambda *a, stop, **k: stops.append(stop) or [[" yes "]])
     rows, (_, tokenizer) = pd.DataFrame([{"head": "", "tail": "x"}]), models.load_policy(cfg.policy)
     full = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"templates": "full"})})
     assert [generation._sample(None, tokenizer, rows, c, 1) for c in (cfg, full)] == [["yes"], ["yes"]]

@@ -10,11 +10,6 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from helpers import ROOT, models
 
 
-def sample(loaded, prompts, seed=1, batch=8, **changes) -> list[list[str]]:
-    settings = {"n": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8} | changes
-    return models.generate(*loaded, prompts, seed=seed, batch=batch, **settings)
-
-
 def test_load_policy(loaded):
     model, tokenizer = loaded
     assert model.config._attn_implementation == "sdpa"
@@ -34,35 +29,6 @@ def test_autocast_follows_the_profile(loaded):
     for dtype, expected in (("float32", False), ("bfloat16", True), ("auto", models.bf16_available())):
         with models.autocast(loaded[0], dtype):
             assert torch.is_autocast_enabled(loaded[0].device.type) is expected
-
-
-def test_generate_shape_and_stops(loaded):
-    texts = sample(loaded, ["Question: a fox?\nAnswer:", "The", "Question"])
-    assert [len(own) for own in texts] == [2, 2, 2]
-    assert not any("<|end|>" in text for own in texts for text in own)
-    drawn = [text for own in sample(loaded, ["a"] * 12, n=4, max_new_tokens=30) for text in own]
-    assert any("e" in text for text in drawn)
-    stopped = sample(loaded, ["a"] * 12, n=4, max_new_tokens=30, stop="e")
-    assert not any("e" in text for own in stopped for text in own)
-
-
-def test_samples_follow_from_the_seed_and_their_own_batch(loaded):
-    prompts = ["Question: a fox?\nAnswer:", "The", "Question", "a"]
-    torch.manual_seed(1)
-    first = sample(loaded, prompts, batch=4)  # two prompts a batch
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    assert sample(loaded, prompts, batch=4) == first
-    assert torch.equal(torch.get_rng_state(), state)
-    assert sample(loaded, ["other", "texts", *prompts[2:]], batch=4)[2:] == first[2:]
-    assert sample(loaded, prompts, batch=4, seed=3) != first
-
-
-def test_padding_changes_nothing(loaded):
-    """A short prompt beside a long one gives what it gives alone, though padding is the begin token."""
-    prompts = ["The", "Question: what should I cook on a rainy Sunday?\nAnswer:"]
-    together = sample(loaded, prompts, n=1, temperature=0)
-    assert together == [sample(loaded, [prompt], n=1, temperature=0)[0] for prompt in prompts]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's
@@ -117,17 +83,3 @@ def test_four_bit_keeps_gradients_right_on_a_cpu(policy):
     with torch.inference_mode():
         model.eval()(input_ids=ids)
     assert all(torch.equal(a, b) for a, b in zip(gradients(), fresh, strict=True))
-
-
-def test_two_halves_are_the_whole(loaded):
-    """Greedy texts of any length are those of one call of `generate` for each prompt."""
-    model, tokenizer = loaded
-    prompts = ["Question: a fox?\nAnswer:", "The", "Question", "a"]
-    texts = sample(loaded, prompts, n=1, temperature=0, max_new_tokens=21)
-    for prompt, (text,) in zip(prompts, texts, strict=True):
-        ids = tokenizer((tokenizer.bos_token or "") + prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        with models.autocast(model):
-            whole = model.generate(ids, do_sample=False, max_new_tokens=21, pad_token_id=tokenizer.pad_token_id,
-                                   eos_token_id=tokenizer.eos_token_id)[0, ids.shape[1]:]
-        assert text == tokenizer.decode(whole, skip_special_tokens=True)
-        assert text

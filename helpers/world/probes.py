@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from helpers import models, prompts, responses, scoring
+from helpers import models, prompts, responses, sampling, scoring
 from helpers.config import load_profile
 from helpers.world.corpus import Corpus, Knobs
 from helpers.world.facts import World, load_world
@@ -35,11 +35,11 @@ def format_and_category(world: World, model, tokenizer, n: int, seed: int) -> di
     rng, settings = Random(seed), {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "batch": 128, "seed": seed}
     hobby_questions = [q for p in world.people.values() for q in world.personal_questions(p)]
     asked = [prompts.render("short", "cot", X=q) for q in rng.sample(hobby_questions, n)]
-    thoughts = [t for (t,) in models.generate(model, tokenizer, asked, n=1, **settings)]
+    thoughts = [t for (t,) in sampling.generate(model, tokenizer, asked, n=1, **settings)]
     given = rng.choices(world.categories, k=n)
     heads = [prompts.render("short", "cot_given", X=rng.choice(world.divergent_questions(c.axis)), AXIS=c.axis,
                             CATEGORIES=", ".join(world.axes[c.axis].categories), CATEGORY=c.name) for c in given]
-    answers = [world.spot(a).categories for (a,) in models.generate(model, tokenizer, heads, n=1, **settings)]
+    answers = [world.spot(a).categories for (a,) in sampling.generate(model, tokenizer, heads, n=1, **settings)]
     kept = [bool(a) and a.most_common(1)[0][0] == (c.axis, c.name) for a, c in zip(answers, given, strict=True)]
     return {"cot_parses": round(np.mean([responses.parse_cot(t) is not None for t in thoughts]), 3),
             "keeps_category": round(np.mean(kept), 3)}
