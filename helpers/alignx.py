@@ -8,6 +8,7 @@ a person is a text before the question, so training and scoring are those of eve
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -26,6 +27,9 @@ RAW = ("ugc", "pair", "demographics", "all")
 BRIDGES = ("averaged", "inferred", "head", "golden")
 TEMPLATE = {"ica": "few_shot", "pba": "persona"}  # in front of the question: the templates of these prefixes
 ATTEMPTS, PARTS = 3, 5  # for an answer of the teacher that cannot be read; of the head's cross-fitting
+PROMPT = ["pair_id", "head"]  # what tells two prompts apart
+REFERRED = ("main", "novel")  # settings for which AlignX's rule is applied
+SCORES = ["logp_chosen", "logp_rejected", "n_chosen", "n_rejected", "correct"]
 KEPT = ["persona_id", "pair_id", "kind", "axis", "prefix", "variant", "setting", "trained", "head", "tail",
         "chosen", "rejected"]
 
@@ -277,12 +281,10 @@ def flipped(evidence: Evidence, cfg: Profile) -> dict[str, str]:
     Left out is who has such a pole without an opposite that the world's words could name.
     """
     wording, texts = evidence.wording, {}
-    named = {name for name, _ in wording.category} if wording else {
-        d.name for d in directions.space() if d.group != "interests"}
     for person, values in evidence.golden.iterrows():
         own = np.array(values, dtype=float)
-        other = directions.flip(own, sorted(named))
-        leaning = named & {name for part in directions.poles(own) for name in part}
+        leaning = {name for name, _ in _poles(evidence, *directions.poles(own))}
+        other = directions.flip(own, sorted(leaning))
         if leaning and (wording is None or len(wording.memberships(other)) == len(leaning)):
             texts[str(person)] = bridge_text(other, wording, f"{cfg.seed} flipped {person}")
     return texts
@@ -308,6 +310,129 @@ def corrected(scores: pd.DataFrame) -> pd.Series:
     scores: logp_chosen, logp_rejected, ref_chosen, ref_rejected (nats). Source: the released eval/acc.py.
     """
     return scores["logp_chosen"] - scores["ref_chosen"] > scores["logp_rejected"] - scores["ref_rejected"]
+
+
+def recovered(told: pd.DataFrame, evidence: Evidence, heads: Mapping[tuple[str, int], Sequence[str]]) -> pd.DataFrame:
+    """How much of the golden directions each bridge finds, interests aside: a row per person and pole, with `correct`.
+
+    measure "found": of the golden poles, is it named? "true": of the poles named, is it golden? A head counts in the
+    stratified folds only, for the people it was not trained on. Returns measure, bridge, items, persona_id, correct.
+    """
+    rows, truth = [], {p: _poles(evidence, *directions.poles(v.to_numpy())) for p, v in evidence.golden.iterrows()}
+    for r in told[(told["bridge"] != "golden") & (told["items"] > 0) & (told["scheme"] != "novel")].itertuples():
+        if r.bridge != "head" or r.persona_id not in heads[r.scheme, r.fold]:
+            named, true = _poles(evidence, r.positive, r.negative), truth[r.persona_id]
+            for measure, asked, answer in (("found", true, named), ("true", named, true)):
+                rows += [(measure, r.bridge, r.items, r.persona_id, pole in answer) for pole in sorted(asked)]
+    return pd.DataFrame(rows, columns=["measure", "bridge", "items", "persona_id", "correct"])
+
+
+def to_refer(in_training: Sequence[Sequence[pd.DataFrame]], to_score: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Every prompt that the untrained policy has to score, once: all of the training, and settings main and novel."""
+    rows = [part for both in in_training for part in both]
+    rows += [part[part["setting"].isin(REFERRED)] for part in to_score]
+    once = pd.concat(rows, ignore_index=True)[[*PROMPT, "tail", "chosen", "rejected"]]
+    return once.drop_duplicates(PROMPT, ignore_index=True).assign(before=lambda made: made["head"])
+
+
+def referred(base: pd.DataFrame) -> pd.DataFrame:
+    """The untrained policy's sums for DPO, by PROMPT. base: scores of `to_refer`."""
+    names = {"before": "head", "logp_chosen": "ref_chosen_logps", "logp_rejected": "ref_rejected_logps"}
+    return base.rename(columns=names)[[*PROMPT, "ref_chosen_logps", "ref_rejected_logps"]]
+
+
+def collect(scores: pd.DataFrame, made: pd.DataFrame, base: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The `alignx` table: all scores with the untrained policy's sums beside them, and its own scores as "prompting".
+
+    scores: of the cells, with `before`, what stood before the question. made: policy_id, method, fold of each cell.
+    base: scores of `to_refer`. ref_chosen and ref_rejected are NaN where the base was not asked.
+    """
+    columns, on = list(TABLES["alignx"].columns), ["pair_id", "before"]
+    sums = base[[*on, "logp_chosen", "logp_rejected"]].set_axis([*on, "ref_chosen", "ref_rejected"], axis=1)
+    trained = scores.merge(made, on="policy_id").assign(seed=seed).merge(sums, how="left", on=on)
+    asked = scores[scores["setting"].isin(REFERRED)].drop_duplicates(["prefix", "variant", "setting", "pair_id"])
+    plain = asked.drop(columns=[*SCORES, "policy_id", "trained"]).merge(base[[*on, *SCORES]], on=on)
+    plain = plain.assign(policy_id="base", method="prompting", fold=-1, seed=-1, trained=False,
+                         ref_chosen=plain["logp_chosen"], ref_rejected=plain["logp_rejected"])
+    return pd.concat([trained[columns], plain[columns]], ignore_index=True)
+
+
+def wikipersona(scores: pd.DataFrame, folds: Sequence[int], seed: int, n: int) -> pd.DataFrame:
+    """Notebook 09's scores of these folds and this seed, as rows of the table `alignx`.
+
+    Their reference is the untrained policy behind the same prefix, from notebook 06; for vpl, of n shots, whose soft
+    token that policy cannot read, the one behind none.
+    """
+    main = scores[(scores["setting"] == "main")]
+    rows = main[main["method"].isin(["mt", "vpl"]) & main["fold"].isin(folds) & (main["seed"] == seed)]
+    rows = rows[(rows["method"] == "mt") | (rows["variant"] == f"shots{n}")]
+    base = main[main["method"] == "prompting"]
+    sums = base[["prefix", "pair_id", "logp_chosen", "logp_rejected"]].set_axis(
+        ["refers", "pair_id", "ref_chosen", "ref_rejected"], axis=1)
+    rows = rows.assign(refers=rows["prefix"].replace("vpl", "none")).merge(sums, how="left", on=["refers", "pair_id"])
+    return rows[list(TABLES["alignx"].columns)]
+
+
+def turned(result: pd.DataFrame) -> pd.DataFrame:
+    """Whether a ranking behind golden directions turns when they are flipped, or reworded: `correct` says that it does.
+
+    result: the table `alignx`. Returns policy_id, persona_id, pair_id, kind, axis, trained, setting, correct.
+    """
+    golden, same = result[(result["method"] == "pba") & (result["prefix"] == "golden")], ["policy_id", "persona_id", "pair_id"]
+    before = golden.loc[golden["setting"] == "main", [*same, "correct"]].rename(columns={"correct": "was"})
+    after = golden[golden["setting"].isin(["flipped", "reworded"])].merge(before, on=same)
+    return after.assign(correct=after["correct"] != after["was"])[
+        [*same, "kind", "axis", "trained", "setting", "correct"]]
+
+
+def steered(teacher: Teacher, answers: pd.DataFrame, asked: pd.DataFrame, evidence: Evidence, cfg: Profile) -> pd.DataFrame:
+    """Whether an answer behind golden directions leans to them more than the one behind flipped ones, by the teacher.
+
+    answers: rows of generation.answer for the systems golden and flipped; asked: persona_id, question_id, prompt.
+    Returns persona_id, correct (on some turned dimension as told, on none against it) and against (the reverse).
+    """
+    both = answers.pivot(index=["persona_id", "question_id"], columns="system", values="text").dropna().reset_index()
+    both = both.merge(asked[["persona_id", "question_id", "prompt"]])
+    both = both.rename(columns={"golden": "chosen", "flipped": "rejected"})
+    both = both.assign(pair_id=both["persona_id"] + ":" + both["question_id"])
+    said, rows = label(teacher, both, cfg.judge.pairs_per_request), []
+    for person, values in zip(both["persona_id"], said.to_numpy(), strict=True):
+        golden = _poles(evidence, *directions.poles(evidence.golden.loc[person].to_numpy()))
+        leans = _poles(evidence, *directions.poles(values))
+        opposite = {(name, 1 - value) for name, value in golden}
+        rows.append((person, bool(golden & leans) and not opposite & leans, bool(opposite & leans) and not golden & leans))
+    return pd.DataFrame(rows, columns=["persona_id", "correct", "against"])
+
+
+def units(evidence: Evidence, told: pd.DataFrame, prefix_texts: pd.DataFrame, policies: pd.DataFrame, run: Path,
+          n: int, tokenizer, parameters: int, cfg: Profile) -> pd.DataFrame:
+    """What one user costs, measured: method, bytes_each, flops_each, bytes_shared, flops_shared.
+
+    Training takes 6 operations per parameter and token, reading 2. An adapter is trained on a person's train pairs;
+    a prefix or directions are read once from n items; both need one adapter for everybody, which counts once.
+    """
+    pool, rows = evidence.pool, []
+    tokens = [len(ids) for ids in tokenizer([f"{r.prompt} {r.chosen} {r.rejected}" for r in pool.itertuples()])["input_ids"]]
+    own, each = len(pool) / pool["persona_id"].nunique(), float(np.mean(tokens))
+    size = {path: (run / path / "adapter_model.safetensors").stat().st_size for path in policies["path"]}
+    files = policies.assign(size=policies["path"].map(size)).groupby("method")["size"].mean()
+    shared = (files.get("mt", 0.0), 6 * parameters * each * len(pool) * cfg.training.epochs)
+    if "pm" in files:
+        rows.append(("personal adapter", files["pm"], 6 * parameters * each * own * cfg.personal.epochs, 0.0, 0.0))
+    main = prefix_texts[prefix_texts["variant"] == "main"]
+    for name in [name for name in ("few_shot", "persona", "persona_gpt4") if name in set(main["prefix"])]:
+        text = main.loc[main["prefix"] == name, "text"].str.encode("utf-8").str.len().mean()
+        rows.append((f"prefix {name}", text, 0.0 if name == "few_shot" else 2 * parameters * each * n, *shared))
+    if len(told):
+        rows.append(("directions", -(-len(directions.space()) * 2 // 8), 2 * parameters * each * n, *shared))
+    return pd.DataFrame(rows, columns=["method", "bytes_each", "flops_each", "bytes_shared", "flops_shared"])
+
+
+def _poles(evidence: Evidence, positive: Sequence[str], negative: Sequence[str]) -> set[tuple[str, int]]:
+    """(dimension, value) of the poles on which people of an axis may differ: a world's own, else all but interests."""
+    named = {name for name, _ in evidence.wording.category} if evidence.wording else {
+        d.name for d in directions.space() if d.group != "interests"}
+    return {(name, 1) for name in positive if name in named} | {(name, 0) for name in negative if name in named}
 
 
 def _averaged(labels: pd.DataFrame, shots: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from helpers import stats
+
 KEY = ["persona_id", "pair_id"]
 
 
@@ -65,6 +67,23 @@ def area(curve: pd.DataFrame) -> float:
     return float(curve["risk"].mean())
 
 
+def area_gap(both: pd.DataFrame, first: pd.Series, second: pd.Series, **options) -> stats.Estimate:
+    """Area under the risk by the first confidence minus that by the second, with people drawn.
+
+    both: rows of `side_by_side`; right is where the prefix's margin is above zero. options: those of stats.resample.
+    """
+    people, codes = pd.factorize(both["persona_id"], sort=True)[::-1]
+    rows = [np.flatnonzero(codes == i) for i in range(len(people))]
+    wrong, sure = both["told"].to_numpy() <= 0, (first.to_numpy(), second.to_numpy())
+
+    def gap(drawn: np.ndarray) -> np.ndarray:
+        picked = [np.concatenate([rows[i] for i in who]) for who in drawn[..., 0].reshape(-1, drawn.shape[-2])]
+        gaps = [_mean_risk(wrong[at], sure[0][at]) - _mean_risk(wrong[at], sure[1][at]) for at in picked]
+        return np.array(gaps).reshape(drawn.shape[:-2])
+
+    return stats.resample(np.arange(len(people))[:, None], gap, **options)
+
+
 def dial(both: pd.DataFrame, strengths: Sequence[float]) -> pd.DataFrame:
     """The pairs at each strength of the prefix: 0 without it, 1 with it, log-probabilities mixed in between.
 
@@ -83,3 +102,9 @@ def costs(units: pd.DataFrame, users: Sequence[int]) -> pd.DataFrame:
     return grid.assign(storage_bytes=grid["bytes_shared"] + grid["users"] * grid["bytes_each"],
                        compute_flops=grid["flops_shared"] + grid["users"] * grid["flops_each"])[
         ["method", "users", "storage_bytes", "compute_flops"]]
+
+
+def _mean_risk(wrong: np.ndarray, confidence: np.ndarray) -> float:
+    """Mean over all n of the error rate among the n most confident."""
+    ranked = wrong[np.argsort(-confidence, kind="stable")]
+    return float((np.cumsum(ranked) / np.arange(1, len(ranked) + 1)).mean())

@@ -7,9 +7,12 @@ Persona-judge (Zhang et al., Findings of ACL 2025) for the judged token; which b
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from torch import Tensor, where
 
-from helpers.sampling import Choose, pick, probabilities
+from helpers import generation, prompts
+from helpers.config import Profile
+from helpers.sampling import Choose, decode, pick, probabilities
 
 PASSES = {"plain": 1, "self_judged": 2}  # forward passes of the policy for each token
 
@@ -32,6 +35,15 @@ def self_judged(temperature: float, top_p: float = 1.0) -> Choose:
         rest = pick((judge - draft).clamp(min=0), draws[:, 2]).clamp(max=logits.shape[-1] - 1)
         return where(kept, token, rest)
     return choose
+
+
+def write(model, tokenizer, fronts: Sequence[pd.DataFrame], choose: Choose, cfg: Profile, seed: int) -> list[str]:
+    """One answer to each question by a rule over several prompts: fronts has the same questions behind each of them."""
+    branches = zip(*(generation.fitting(tokenizer, rows, cfg) for rows in fronts), strict=True)
+    heading = prompts.load(cfg.policy.templates, "respond_none").literals[0]  # where a policy asks the next question itself
+    said = decode(model, tokenizer, list(branches), choose, 1, cfg.generation.max_new_tokens, seed, cfg.responses.batch,
+                  f"\n{heading}" if heading else None, cfg.policy.dtype)
+    return [text.strip() for (text,) in said]
 
 
 def passes(tokenizer, texts: Sequence[str], how: str) -> float:
