@@ -103,12 +103,15 @@ Generation = _section(
     temperature=NonNegative, max_new_tokens=Count, shown=Whole)
 Tax = _section(
     "Tax", tasks=tuple[str, ...], prefixes=tuple[Prefix, ...], people=Count, limit=Whole)
+Alignx = _section(
+    "Alignx", folds=Count, most=Count, counts=tuple[Whole, ...], ridge=Positive, dial=tuple[NonNegative, ...],
+    people=Whole)
 Stats = _section("Stats", n_boot=Count, confidence=Annotated[float, Field(gt=0.5, lt=1)], min_people=Count)
 SECTIONS = {
     "data": Data, "people": People, "questions": Questions, "responses": Responses, "teacher": Teacher,
     "world_knobs": WorldKnobs, "judge": Judge, "prefixes": Prefixes, "policy": Policy, "reward": Reward,
     "embedder": Embedder, "training": Training, "personal": Personal, "schemes": Schemes, "vpl": Vpl,
-    "generation": Generation, "tax": Tax, "stats": Stats}
+    "generation": Generation, "tax": Tax, "alignx": Alignx, "stats": Stats}
 KEYS = sorted(f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields)
 KEYS += ["name", "seed", "simulated", "world"]
 

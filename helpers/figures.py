@@ -157,6 +157,32 @@ def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.
     return fig
 
 
+def by_items(table: pd.DataFrame, ylabel: str, col: str, ends: Mapping[str, float] | None = None,
+             xlabel: str = "items of a person's history") -> Figure:
+    """Accuracy against `items`, a line with intervals for each `bridge`, a panel for each value of `col`.
+
+    table: `col`, bridge, items, accuracy, low, high. ends: dashed lines with their labels.
+    """
+    panels, names = list(dict.fromkeys(table[col])), list(dict.fromkeys(table["bridge"]))
+    places = {x: i for i, x in enumerate(sorted(table["items"].unique()))}
+    size = {"figsize": (1.2 + 4.3 * len(panels), 3.6), "sharey": True, "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(panels), **size)
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        for k, name in enumerate(names):
+            rows = table[(table[col] == panel) & (table["bridge"] == name)].sort_values("items")
+            at = rows["items"].map(places) + 0.06 * (k - (len(names) - 1) / 2)
+            color = list(PREFIX_COLORS.values())[3 + k]
+            ax.plot(at, rows["accuracy"], "osD^v"[k % 5], ls="-", color=color, ms=5, label=name)
+            ax.vlines(at, rows["low"], rows["high"], color=color, lw=1.4)
+        for (name, level), style in zip((ends or {}).items(), ("--", ":"), strict=False):
+            ax.axhline(level, color=INK, ls=style, lw=1.2, label=name)
+        ax.set_xticks(list(places.values()), [f"{x:g}" for x in places])
+        ax.set(title=str(panel), xlabel=xlabel, ylabel=ylabel if ax is axes[0, 0] else "")
+    handles = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside upper center", ncols=min(5, len(handles[1])), frameon=False)
+    return fig
+
+
 def _ordered(column: str, values: pd.Series) -> list:
     """The column's values in the order in which they are always drawn."""
     orders = {"prefix": PREFIX_ORDER, "setting": tuple(SETTINGS), "kind": ("personal", "divergent")}

@@ -212,6 +212,22 @@ def judge_truth(bench: Bench, _: Sequence[str]) -> Estimate:
     return stats.contrast([decided.assign(correct=decided.winner == better)], lambda a: a[..., 0], **bench.options)
 
 
+def bridge_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
+    """As gap, over the scores of notebook 14."""
+    return gap(Bench(bench.table("alignx"), bench.personas, bench.cfg), cells)
+
+
+def turned_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
+    """Share of rankings that turn with the directions, first "setting kind" minus second (notebook 14)."""
+    from helpers.alignx import turned
+
+    rows = turned(bench.table("alignx"))
+    first, second = (rows[(rows["setting"] == s) & (rows["kind"] == k)] for s, k in (cell.split() for cell in cells))
+    if first.empty or second.empty:
+        raise Missing(f"no directions were turned for {' or '.join(cells)}")
+    return stats.difference(first, second, **bench.options)
+
+
 def _design(words: str) -> str:
     """Which people were held out of a cell's training: only cells of one design have folds and seeds in common."""
     of_scheme = [scheme for scheme in SCHEMES if scheme in words.split()]
@@ -253,4 +269,4 @@ def _over_people(values: pd.Series, bench: Bench) -> Estimate:
 
 MEASURES: dict[str, Callable[[Bench, Sequence[str]], Estimate]] = {each.__name__: each for each in (
     level, gap, gap_of_gaps, largest_move, fall_of_r, demographic_gap, planted_gap, wins, tax_gap, tax_nearer,
-    prefix_overlap, length_r, label_length, shown_first, judge_truth)}
+    prefix_overlap, length_r, label_length, shown_first, judge_truth, bridge_gap, turned_gap)}

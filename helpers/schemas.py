@@ -110,6 +110,15 @@ TABLES: dict[str, TableSpec] = {
         "task system trained_prefix prefix persona_id policy_id",
         "task group system trained_prefix prefix persona_id policy_id accuracy:float low:float high:float "
         "n_items:int", system=("base", "mt"), group=("safety", "reasoning", "factuality")),
+    "directions": _table(
+        "bridge items scheme fold persona_id",
+        "bridge items:int scheme fold:int persona_id positive:list[str] negative:list[str] text",
+        bridge=("averaged", "inferred", "head", "golden")),
+    "alignx": _table(
+        "policy_id method prefix variant setting persona_id pair_id",
+        "policy_id method prefix variant setting fold:int seed:int persona_id trained:bool pair_id kind axis "
+        "logp_chosen:float logp_rejected:float n_chosen:int n_rejected:int correct:bool ref_chosen:float "
+        "ref_rejected:float", kind=KINDS),
     "claims": _table(
         "claim_id",
         "claim_id statement source estimate:float low:float high:float n_people:int verdict "
@@ -137,8 +146,9 @@ STAGES: dict[str, Stage] = {
     "12_generation": _stage("personas preferences prefixes folds policies scores",
                             "generations winrates"),
     "13_alignment_tax": _stage("personas prefixes folds policies", "tax"),
+    "14_alignx": _stage("personas preferences prefixes folds policies scores", "directions alignx"),
     "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores "
-                        "winrates tax", "claims"),
+                        "winrates tax alignx", "claims"),
 }
 
 

@@ -26,6 +26,7 @@ from helpers.figures import (
     SETTINGS,
     VERDICTS,
     accuracy_bars,
+    by_items,
     equity_scatter,
     forest,
     sensitivity,
@@ -33,8 +34,8 @@ from helpers.figures import (
     tax_prefixes,
 )
 
-__all__ = ["BLUE", "INK", "PREFIX_COLORS", "PREFIX_ORDER", "SETTINGS", "VERDICTS", "accuracy_bars", "equity_scatter",
-           "forest", "records", "sensitivity", "source", "stamp", "table", "tax_people", "tax_prefixes",
+__all__ = ["BLUE", "INK", "PREFIX_COLORS", "PREFIX_ORDER", "SETTINGS", "VERDICTS", "accuracy_bars", "by_items",
+           "equity_scatter", "forest", "records", "sensitivity", "source", "stamp", "table", "tax_people", "tax_prefixes",
            "theme"]
 
 WORLD = "simulated world"

@@ -11,17 +11,18 @@ import hashlib
 import json
 import math
 from collections import Counter
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pandas as pd
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from helpers import prompts
+from helpers import directions, prompts
 from helpers.world.batches import Batches
 from helpers.world.facts import World
 
@@ -48,7 +49,8 @@ def build_app(world: World, knobs, seed: int) -> Starlette:
 
 def identity(world: World, knobs, seed: int) -> str:
     """12 hex digits that change with the world, the knobs, the seed and this file: whose answers are they?"""
-    facts = (world.fingerprint(), sorted(knobs.model_dump().items()), seed, Path(__file__).read_text("utf-8"))
+    facts = (world.fingerprint(), sorted(knobs.model_dump().items()), seed, Path(__file__).read_text("utf-8"),
+             directions.fingerprint())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
@@ -86,6 +88,9 @@ class SimulatedTeacher:
             "divergent_questions": self._divergent_questions,
             "infer_persona": self._infer_persona,
             "gold_persona": self._gold_persona,
+            "directions_name": self._directions_name,
+            "directions_shots": self._directions_shots,
+            "directions_labels": self._directions_labels,
         }
 
     async def complete(self, request: Request) -> JSONResponse:
@@ -247,12 +252,49 @@ class SimulatedTeacher:
         hobby = hobbies.most_common(1)[0][0] if hobbies else "other things"
         return self.world.describe(random, "This person", sure, hobby)
 
+    def _directions_name(self, slots: dict, random: Random, ask: int) -> str:
+        person = self.world.people.get(slots["NAME"])
+        return json.dumps(_leaning(self.wording.of_person(person) if person else directions.vector()))
+
+    def _directions_shots(self, slots: dict, random: Random, ask: int) -> str:
+        shots = prompts.parse_all("teacher", "shot_rejected", slots["SHOTS"])
+        best = [(axis, max(p, key=p.get), max(p.values())) for axis, p in self.posteriors(shots).items()]
+        sure = [(axis, category) for axis, category, probability in best if probability >= SURE_ENOUGH]
+        hobbies = {self.hobby_of(shot["X"]) for shot in shots} - {""}
+        return json.dumps(_leaning(self.wording.of(sure, hobbies)))
+
+    def _directions_labels(self, slots: dict, random: Random, ask: int) -> str:
+        shots = prompts.parse_all("teacher", "shot_rejected", slots["SHOTS"])
+        return json.dumps({"labels": [_leaning(self._label(shot)) for shot in shots]})
+
+    def _label(self, shot: dict[str, str]) -> np.ndarray:
+        """What the preferred answer speaks for, less what the rejected one speaks for; and the question's hobby."""
+        hobby = self.hobby_of(shot["X"])
+        sides = [self.wording.of(self._speaks_for(shot[slot])) for slot in ("CHOSEN", "REJECTED")]
+        moved = np.sign(sides[0] - sides[1]) / 2 + directions.NEUTRAL
+        return np.maximum(moved, self.wording.of((), [hobby])) if hobby else moved
+
+    def _speaks_for(self, text: str) -> list[tuple[str, str]]:
+        """The category with the most phrases in an answer; none if two share the lead."""
+        ranked = self.spot(text).categories.most_common(2)
+        alone = ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1])
+        return [ranked[0][0]] if alone else []
+
+    @cached_property
+    def wording(self) -> directions.Wording:
+        """Where this world's categories stand in the preference space."""
+        return directions.Wording(self.world)
+
     def _hobby_of(self, question: str) -> str:
         """The hobby that a question names, or ""."""
         return next((hobby for hobby in self.world.hobbies if f" {hobby} " in f" {question.strip('?')} "), "")
 
     def _random(self, *parts: object) -> Random:
         return Random(repr((self.seed, *parts)))
+
+
+def _leaning(values: np.ndarray) -> dict[str, list[str]]:
+    return dict(zip(("positive", "negative"), directions.poles(values), strict=True))
 
 
 def _quality_weight(name: str) -> float:
