@@ -318,3 +318,30 @@ def _text(row: dict, field: str) -> str:
     if unfit := UNFIT.search(value):
         raise ValueError(f"control character: {field} holds U+{ord(unfit.group()):04X} at {unfit.start() + 1}")
     return value.strip()
+
+
+def save(preferences: Any, personas: Any, path: Path, form: str) -> Path:
+    """Write a run's pairs as others write them; a user is a persona_id. preferences, personas: the tables.
+
+    trl: JSONL. prism: CSV, a row an answer. alignx: a JSON array, a row a test pair, with the person's first four
+    train pairs as history and the description.
+    """
+    rows = preferences.rename(columns={"persona_id": "user"})
+    if form == "trl":
+        rows[["user", "prompt", "chosen", "rejected"]].to_json(path, orient="records", lines=True, force_ascii=False)
+    elif form == "prism":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["user_id", "conversation_id", "interaction_id", "user_prompt", "model_response", "score",
+                          "if_chosen"])
+            for row in rows.itertuples():
+                out.writerow([row.user, row.pair_id, row.pair_id, row.prompt, row.chosen, 100, True])
+                out.writerow([row.user, row.pair_id, row.pair_id, row.prompt, row.rejected, 1, False])
+    else:
+        about = personas.set_index("persona_id")["description"]
+        before = {user: own.head(4)[["prompt", "chosen", "rejected"]].to_dict("records")
+                  for user, own in rows[rows["split"] == "train"].groupby("user")}
+        path.write_text(json.dumps([
+            {"user": row.user, "prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected, DEMO: about[row.user],
+             UGC: [], PAIRS: before.get(row.user, [])} for row in rows[rows["split"] == "test"].itertuples()], indent=1))
+    return path

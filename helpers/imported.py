@@ -47,11 +47,11 @@ class Problem(NamedTuple):
 class Scan(NamedTuple):
     """What one pass over a file keeps: some sixty bytes for a row that can be read.
 
-    rows: line; user; 64-bit digests of the row (key), of its swap (turned) and of prompt with chosen and with
-    rejected (won, lost) and of user with question (asked); longer: whether chosen is longer (1), as long (0) or shorter (-1) in characters; test:
-    1 test, 0 train, -1 nothing said; told: an answer stands in the own history. why: the key of REASONS, 0 for a
-    good row; other: the line that it is about, or the user's number of good rows. trained: digests of prompt
-    with answer in histories. unread: lines that can't be read, reasons: how many for which reason.
+    rows: line; user; 64-bit digests of the row (key), of its swap (turned), of prompt with chosen and with rejected
+    (won, lost) and of user with question (asked); longer: whether chosen is longer (1), as long (0) or shorter (-1) in
+    characters; test: 1 test, 0 train, -1 nothing said; told: an answer stands in the own history. why: the key of
+    REASONS, 0 for a good row; other: the line that it is about, or the user's number of good rows. trained: digests
+    of prompt with answer in histories. unread: lines that can't be read; reasons: how many for which reason.
     """
 
     form: str

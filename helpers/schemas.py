@@ -139,6 +139,7 @@ STAGES: dict[str, Stage] = {
     "13_alignment_tax": _stage("personas prefixes folds policies", "tax"),
     "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores "
                         "winrates tax", "claims"),
+    "16_your_own": _stage("personas preferences prefixes folds policies"),
 }
 
 

@@ -6,7 +6,8 @@ from random import Random
 from typing import NamedTuple
 
 DIRECTION = json.dumps([(0, 0.5, 1)[k % 3] for k in range(90)])
-SHOT = '{"prompt": "Post %d-%d: what next?", "chosen": "I would take path %d in case %d-%d.", "rejected": "Rather path %d in case %d-%d."}'
+SHOT = ('{"prompt": "Post %d-%d: what next?", "chosen": "I would take path %d in case %d-%d.", '
+        '"rejected": "Rather path %d in case %d-%d."}')
 ROW = ('{"prompt": "Post %d: what shall I do about it?", "chosen": "%s", "rejected": "%s", "Preference Direction": '
        + DIRECTION + ', "Demographic Information": "Person %d likes path %d.", "User-Generated Content": [{"prompt": '
        '"Post %d-u", "comment": "%s"}], "Pair-wise Comparative Feedback": [%s]}')
@@ -27,7 +28,7 @@ def write_alignx(path: Path, n: int, seed: int = 17, share: float = 0.002, longe
     """n rows, of which `share` are copies, another leak into the next row's history, a third into a comment."""
     random, few = Random(seed), max(1, int(n * share))
     copied, leaked, told = (set(ids) for ids in _apart(random, n - few, 3, few))
-    lines, wins, good = [], 0, 0
+    lines, wins, good, before = [], 0, 0, {}
     with path.open("w") as file:
         for i in range(n - few):
             long = random.random() < longer_share
