@@ -41,8 +41,8 @@ class Desk:
             raise ValueError(f"no adapter was trained with the prefix {prefix or 'of anybody'}: notebook 09 trains "
                              "one for each of prefixes.names")
         self.prefix, self.personas = there[0], store.read("personas")
-        texts = store.read("prefixes").set_index(["prefix", "variant", "persona_id"])["text"]
-        self.texts = texts[self.prefix, "main"]
+        texts = store.read("prefixes").set_index("persona_id")
+        self.texts = texts.loc[(texts["prefix"] == self.prefix) & (texts["variant"] == "main"), "text"]
         self.folds = _held_out_in(store.read("folds"))
 
     @cached_property
@@ -137,7 +137,7 @@ def strongest(desk: Desk, pairs: pd.DataFrame, seed: int, **drawing) -> pd.DataF
     sentence has no row.
     """
     rng, rows = np.random.default_rng([seed, 12]), []
-    for pair in tqdm(list(pairs.itertuples()), desc="sentences left out", unit=" people", leave=False):
+    for pair in tqdm(list(pairs.itertuples()), desc="sentences left out", unit=" people", leave=False, delay=5):
         found = desk.why(pair.persona_id, pair.prompt, pair.chosen, pair.rejected)
         if len(found) > 3:
             each = found["margin"].iloc[1:-1].to_numpy()

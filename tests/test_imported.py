@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from synthetic import write_alignx
 
 from helpers import ROOT, audit
