@@ -64,7 +64,7 @@ class Desk:
         return self.store.path / row["path"]
 
     def ask(self, person: str, question: str) -> Answers:
-        """The likeliest answers (temperature 0) of the three systems. person: a name, an id or a description."""
+        """A sampled answer of each system, by the run's seed. person: a name, an id or a description."""
         text, fold = self.who(person)
         plain, told = ("".join(self._prompt(name, text, question)) for name in ("none", self.prefix))
         base, prompted = self._say(self.base[0], [plain, told])
@@ -103,8 +103,9 @@ class Desk:
     def _say(self, model, asked: Sequence[str]) -> list[str]:
         """An answer ends where the policy goes on to ask the next question itself."""
         heading = prompts.load(self.cfg.policy.templates, "respond_none").literals[0]
-        said = models.generate(model, self.base[1], asked, n=1, temperature=0.0, top_p=1.0, seed=self.cfg.seed,
-                               max_new_tokens=self.cfg.generation.max_new_tokens, batch=self.cfg.responses.batch,
+        size = self.cfg.generation
+        said = models.generate(model, self.base[1], asked, n=1, temperature=size.temperature, top_p=1.0,
+                               seed=self.cfg.seed, max_new_tokens=size.max_new_tokens, batch=self.cfg.responses.batch,
                                stop=f"\n{heading}" if heading else None)
         return [text.strip() for (text,) in said]
 
