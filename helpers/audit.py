@@ -6,18 +6,23 @@ most others took); what it wins is the floor that a trained model's accuracy has
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from helpers import prefixes as prefix_texts
 from helpers import stats
 from helpers.people import normalised
 
 MARGIN = 0.05  # a shortcut is warned of if its whole interval lies farther than this from one half
 KEYS = ["persona_id", "question_id"]
+ONE_SIDED = 8  # pairs: by chance one person in 128 takes the longer answer of eight, or the shorter, each time
 COLUMNS = ["check", "found", "of", "share", "low", "high", "status", "to_do"]
+LEFT_OUT = ["row repeated", "contradicted by the same person", "test prompt with answer trained on",
+            "test answer in the person's history", "user with too few pairs"]  # in the order of imported.REASONS
+LONGER = "Compare with this floor, and score by mean log-probability per token; judge again if it is large."
+SIDED = "Length alone predicts them, or their labels: look at their pairs, and leave them out if nobody chose."
 Trainers = Mapping[tuple[str, int], Collection[str]]
 
 
@@ -57,7 +62,8 @@ def audit(preferences: pd.DataFrame, prefixes: pd.DataFrame | None = None, folds
     Returns check, found and of (rows, or pairs that the rule can decide), share, low, high (of a shortcut
     only), status (ok, warn, stop) and to_do. A check whose table is not given has no row.
     """
-    findings = [repeated(preferences), turned(preferences), same_text(preferences)]
+    findings = [repeated(preferences), turned(preferences), same_text(preferences), empty(preferences)]
+    findings += [one_sided(preferences), trained_answer(preferences)]
     findings += [asked_twice(preferences, "persona_id"), asked_twice(preferences, "axis")]
     if prefixes is not None:
         findings += [told(prefixes, preferences), foreign_shots(prefixes, preferences)]
@@ -79,6 +85,68 @@ def gate(report: pd.DataFrame) -> None:
     for row in report[report["status"] == "warn"].itertuples():
         between = "" if np.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
         print(f"WARNING: {row.check}: {row.found} of {row.of} ({row.share:.2f}{between}). {row.to_do}")
+
+
+def of_file(found, margin: float = MARGIN, confidence: float = 0.95) -> pd.DataFrame:
+    """What was wrong with a file of any size, from what a pass over it kept (`imported.Scan`), a row per check.
+
+    Returns the columns of `audit`. Rows with the status "left out" are not in the run; the two last checks are of
+    the good rows: who always takes the longer (or always the shorter) answer, and how often the longer one wins.
+    Its interval has people as units, by the linear approximation: drawing a million people anew would take days.
+    """
+    n = len(found.why) + len(found.unread)
+    rows = [(f"can't be read: {reason}", count, n) for reason, count in sorted(found.reasons.items())]
+    rows += [(name, int((found.why == code).sum()), n) for code, name in enumerate(LEFT_OUT, start=1)]
+    told = [(*row, row[1] / max(n, 1), np.nan, np.nan, "left out" if row[1] else "ok",
+             "See import_problems.csv, line by line." if row[1] else "") for row in rows]
+    _, who = np.unique(found.rows["user"][found.good], return_inverse=True)
+    longer = found.rows["longer"][found.good]
+    wins, decided = (np.bincount(who, weights=part) for part in (longer > 0, longer != 0))
+    sided = int(((decided >= ONE_SIDED) & ((wins == 0) | (wins == decided))).sum())
+    told.append(("user who always takes the longer or always the shorter", sided, len(decided), sided / max(len(decided), 1),
+                 np.nan, np.nan, "warn" if sided else "ok", SIDED if sided else ""))
+    of = int(decided.sum())
+    share, low, high = _linear(wins, decided, confidence)
+    off = low > 0.5 + margin or high < 0.5 - margin
+    told.append(("longer answer wins (characters)", int(wins.sum()), of, share, low, high, "warn" if off else "ok",
+                 LONGER if off else ""))
+    return pd.DataFrame(told, columns=COLUMNS)
+
+
+def _linear(wins: np.ndarray, decided: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """wins / decided over all people with its interval; both have a number per person. NaN for under two people."""
+    decided, wins = decided[decided > 0], wins[decided > 0]
+    if len(decided) < 2:
+        return (np.nan,) * 3
+    share = wins.sum() / decided.sum()
+    error = np.sqrt(((wins - share * decided) ** 2).sum() * len(decided) / (len(decided) - 1)) / decided.sum()
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return share, share - reach, share + reach
+
+
+def empty(preferences: pd.DataFrame) -> Finding:
+    """Rows with a prompt or an answer of white space."""
+    blank = np.logical_or.reduce([preferences[text].str.strip() == "" for text in ("prompt", "chosen", "rejected")])
+    return Finding("empty text", int(blank.sum()), len(preferences), "warn", "Nothing is asked or said: leave it out.")
+
+
+def one_sided(preferences: pd.DataFrame) -> Finding:
+    """People who take the longer answer every time, or the shorter, over ONE_SIDED pairs or more."""
+    longer = preferences["chosen"].str.len() - preferences["rejected"].str.len()
+    rows = preferences[longer != 0].assign(longer=longer > 0).groupby("persona_id")["longer"].agg(["mean", "size"])
+    sided = rows["mean"].isin([0, 1]) & (rows["size"] >= ONE_SIDED)
+    return Finding("person who always takes the longer or always the shorter", int(sided.sum()),
+                   preferences["persona_id"].nunique(), "warn", SIDED)
+
+
+def trained_answer(preferences: pd.DataFrame) -> Finding:
+    """Test pairs of which a train pair, anybody's, has the prompt with one of the answers."""
+    sides = {split: rows[["prompt", "chosen", "rejected"]] for split, rows in preferences.groupby("split")}
+    train, test = (sides.get(split, preferences.loc[[], ["prompt", "chosen", "rejected"]]) for split in ("train", "test"))
+    known = {(prompt, answer) for prompt, *answers in train.itertuples(index=False) for answer in answers}
+    leaked = [(p, c) in known or (p, r) in known for p, c, r in test.itertuples(index=False)]
+    return Finding("test prompt with answer trained on, anybody", sum(leaked), len(leaked), "warn",
+                   "A model may know it by heart: put all rows of a prompt on one side.")
 
 
 def repeated(preferences: pd.DataFrame) -> Finding:
@@ -122,6 +190,8 @@ def asked_twice(preferences: pd.DataFrame, by: str) -> Finding:
 
 def told(prefixes: pd.DataFrame, preferences: pd.DataFrame) -> Finding:
     """Prefixes that hold an answer to a test question."""
+    from helpers import prefixes as prefix_texts  # needs torch, which the audit of a file does not
+
     texts = prefixes.drop_duplicates("text")
     leaking = set(prefix_texts.leaks(texts, preferences)["text"])
     return Finding("test answer inside a prefix", int(prefixes["text"].isin(leaking).sum()), len(prefixes), "stop",
@@ -161,8 +231,7 @@ def shortcuts(preferences: pd.DataFrame) -> list[Shortcut]:
 
     That the others' choice loses is no flaw: the people of an axis were chosen to contradict each other.
     """
-    longer = "Compare with this floor, and score by mean log-probability per token; judge again if it is large."
-    rules = [Shortcut(f"longer answer wins ({unit}), {kind}", _decided(part, count), longer)
+    rules = [Shortcut(f"longer answer wins ({unit}), {kind}", _decided(part, count), LONGER)
              for kind, part in preferences.groupby("kind", sort=True)
              for unit, count in (("characters", len), ("words", lambda text: len(text.split())))]
     named = preferences.assign(correct=preferences["chosen_id"] < preferences["rejected_id"])

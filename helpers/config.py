@@ -16,6 +16,9 @@ from helpers import DATA, ROOT
 from helpers.schemas import MOST_SHOTS
 
 TEACHER_FREE = ("none", "tag", "few_shot")  # prefixes that need nobody who knows the person
+DESCRIBED = ("persona_gold", "name")  # and those that need a description of the person: data.people
+FILES = {"data.preferences": "JSONL, JSON, CSV or Parquet (user, prompt, chosen, rejected; AlignX; PRISM)",
+         "data.people": "a CSV (user, name, description, groups), or the file of data.preferences itself"}
 Prefix = Literal["none", "tag", "few_shot", "persona", "persona_gpt4", "persona_gold", "name"]
 Count, Whole = Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]
 Positive, NonNegative = Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]
@@ -57,7 +60,7 @@ def _section(title: str, /, **kinds: Any) -> type[Section]:
     return create_model(title, __base__=Section, __module__=__name__, **fields)
 
 
-Data = _section("Data", preferences=str)
+Data = _section("Data", preferences=str, people=str, users=Whole, min_pairs=Count)
 People = _section("People", axes=tuple[str, ...], per_axis=Count, small=tuple[str, ...])
 Questions = _section("Questions", personal=Count, divergent=Count, batch=Count)
 Responses = _section(
@@ -174,12 +177,16 @@ def _parse_set(text: str) -> tuple[str, Any]:
 
 def _for_imported_pairs(values: Mapping[str, Any]) -> dict[str, Any]:
     """Pairs that nobody here wrote: no simulated world, and no teacher who knows the people."""
-    given = Path(values["data.preferences"]).expanduser()
-    found = [path.resolve() for path in (given, ROOT / given) if path.is_file()]
-    if not found:
-        raise ConfigError(f"data.preferences: no {given}; expected JSONL (user, prompt, chosen, rejected)")
-    free = [name for name in values.get("prefixes.names", ()) if name in TEACHER_FREE]
-    return {"data.preferences": str(found[0]), "prefixes.names": free, "simulated": False}
+    files = {key: values[key] for key in ("data.preferences", "data.people") if values.get(key)}
+    for key, text in files.items():
+        given = Path(text).expanduser()
+        found = [path.resolve() for path in (given, ROOT / given) if path.is_file()]
+        if not found:
+            raise ConfigError(f"{key}: no {given}; expected {FILES[key]}")
+        files[key] = str(found[0])
+    known = TEACHER_FREE + DESCRIBED * ("data.people" in files)
+    free = [name for name in values.get("prefixes.names", ()) if name in known]
+    return files | {"prefixes.names": free, "simulated": False}
 
 
 def _closest(key: str) -> str:

@@ -136,7 +136,7 @@ def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.
     paper_value, side_low, side_high. zero: where the dashed line stands. hue: a column, such as the run, whose
     values lie close together below one label.
     """
-    labels, hues = list(dict.fromkeys(table[label])), _ordered(hue, table[hue]) if hue else [None]
+    labels, hues = list(dict.fromkeys(table[label])), (_ordered(hue, table[hue]) if hue else []) or [None]
     step = 0.8 / len(hues)
     fig, ax = plt.subplots(figsize=(9, max(2.4, 1.5 + (0.21 + 0.12 * len(hues)) * len(labels))), layout="constrained")
     drawn = table[["low", "high", *({"paper_value"} & set(table))]].to_numpy(dtype=float).ravel()

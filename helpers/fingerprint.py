@@ -49,7 +49,8 @@ def inputs(profile: Profile) -> dict[str, str]:
     """Digests of what a run reads beside its tables; "" for what is not here, such as a model on the hub."""
     paths = {
         "world": profile.world and f"data/world/{profile.world}", "prompts": "data/prompts",
-        "paper": "data/paper", "preferences": profile.data.preferences, "policy": profile.policy.path,
+        "paper": "data/paper", "preferences": profile.data.preferences, "people": profile.data.people,
+        "policy": profile.policy.path,
         "reward": profile.reward.path, "embedder": profile.embedder.path}
     return {name: digest(ROOT / path) for name, path in paths.items() if path}
 

@@ -10,7 +10,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.optimize import linear_sum_assignment
 
 from helpers import prompts, sampling, scoring
-from helpers.config import TEACHER_FREE, Profile
+from helpers.config import DESCRIBED, TEACHER_FREE, Profile
 from helpers.llm import Request, Teacher
 
 FIXED = ("tag", "name")  # a person has one of each: no reseed
@@ -24,7 +24,8 @@ LEAK_WORDS = 8  # an answer of fewer words may occur anywhere by chance
 
 def available_prefixes(cfg: Profile) -> tuple[str, ...]:
     """The profile's prefixes; for imported pairs without those that need somebody who knows the people."""
-    return tuple(name for name in cfg.prefixes.names if not cfg.data.preferences or name in TEACHER_FREE)
+    known = cfg.data.preferences and TEACHER_FREE + DESCRIBED * bool(cfg.data.people)
+    return tuple(name for name in cfg.prefixes.names if not known or name in known)
 
 
 def prompt(templates: str, prefix: str, prefix_text: str, question: str) -> tuple[str, str]:
@@ -79,9 +80,10 @@ def plan(cfg: Profile, fewest: int) -> list[tuple[str, str, int]]:
     """
     p, rows = cfg.prefixes, []
     shots = {"few_shot": p.few_shot_shots} | dict.fromkeys(INFERRED, p.persona_shots)
+    fixed = FIXED + ("persona_gold",) * bool(cfg.data.preferences)  # there it is a given text
     for prefix in (name for name in available_prefixes(cfg) if name != "none"):
         n = shots.get(prefix, 0)
-        rows += [(prefix, variant, n) for variant in (("main",) if prefix in FIXED else ("main", "reseed"))]
+        rows += [(prefix, variant, n) for variant in (("main",) if prefix in fixed else ("main", "reseed"))]
         if prefix in INFERRED:
             rows.append((prefix, "with_rejected", n))
         if prefix == "few_shot":
@@ -222,6 +224,8 @@ def _write(prefix: str, variant: str, people: pd.DataFrame, shots: list[pd.DataF
         return people[prefix].tolist(), ""
     if prefix == "few_shot":
         return [few_shot_text(s, cfg.policy.templates) for s in shots], ""
+    if prefix == "persona_gold" and cfg.data.preferences:
+        return people["description"].tolist(), ""  # data.people says it, not the teacher
     if prefix == "persona_gold":
         asked = [prompts.render("teacher", "gold_persona", NAME=name) for name in people["name"]]
     else:

@@ -149,6 +149,7 @@ STAGES: dict[str, Stage] = {
     "14_alignx": _stage("personas preferences prefixes folds policies scores", "directions alignx"),
     "15_claims": _stage("personas questions responses comparisons preferences prefixes folds policies scores "
                         "winrates tax alignx", "claims"),
+    "16_your_own": _stage("personas preferences prefixes folds policies"),
 }
 
 

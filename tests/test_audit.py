@@ -1,11 +1,12 @@
 """The audit finds what was planted, exactly; and clean pairs pass."""
 
+import json
 from random import Random
 
 import pandas as pd
 import pytest
 
-from helpers import audit
+from helpers import audit, imported, stats
 
 PEOPLE, QUESTIONS = 10, 24
 
@@ -48,7 +49,7 @@ def test_clean_pairs_pass_every_check(capsys):
     trained_on = {("stratified", f): folds().query("fold != @f")["persona_id"] for f in (0, 1)}
     report = audit.audit(pairs, prefixes(pairs), folds(), trained_on, n_boot=400)
     assert report["status"].eq("ok").all(), report[report["status"] != "ok"]
-    assert len(report) == 9 + 6
+    assert len(report) == 12 + 6
     audit.gate(report)
     assert capsys.readouterr().out == ""
 
@@ -181,3 +182,49 @@ def test_ids_that_tell_the_winner_warn():
     pairs = clean()
     named = pairs.assign(chosen_id=pairs["question_id"] + "-r0", rejected_id=pairs["question_id"] + "-r1")
     assert row(audit.audit(named), "chosen has the earlier id")[["share", "status"]].tolist() == [1.0, "warn"]
+
+
+def test_empty_texts_one_sided_people_and_a_trained_answer_are_counted():
+    pairs = clean()
+    pairs.loc[3, "rejected"] = "  "
+    sided = pairs["persona_id"] == "p4"
+    pairs.loc[sided, "chosen"] += " indeed"
+    test, train = (pairs.index[(pairs["persona_id"] == who) & (pairs["split"] == split) & (pairs["kind"] == "personal")][0]
+                   for who, split in (("p1", "test"), ("p2", "train")))
+    pairs.loc[train, ["prompt", "chosen"]] = pairs.loc[test, ["prompt", "chosen"]].to_numpy()
+    report = audit.audit(pairs)
+    assert row(report, "empty text")[["found", "of", "status"]].tolist() == [1, 480, "warn"]
+    always = row(report, "person who always takes the longer or always the shorter")
+    assert always[["found", "of", "status"]].tolist() == [1, 10, "warn"]
+    assert row(report, "test prompt with answer trained on, anybody")[["found", "of"]].tolist() == [1, 240]
+
+
+def file_of(tmp_path, users):
+    """users: user -> for each pair whether the chosen answer is the longer one."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"user": user, "prompt": f"{user} {i}?", "chosen": "Yes, it is." if won else "No.",
+             "rejected": "No." if won else "Yes, it is."} for user, pairs in users.items() for i, won in enumerate(pairs)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\noops")
+    return imported.scan(path, min_pairs=2)
+
+
+def test_the_audit_of_a_file_by_hand(tmp_path):
+    # a: 3 of 4, b: 1 of 2; c always (8 of 8), d has one pair only, which is left out: 12 of 14
+    report = audit.of_file(file_of(tmp_path, {"a": [1, 1, 1, 0], "b": [1, 0], "c": [1] * 8, "d": [1]}))
+    assert row(report, "can't be read: not JSON")[["found", "of", "status"]].tolist() == [1, 16, "left out"]
+    assert row(report, "user with too few pairs")[["found", "status"]].tolist() == [1, "left out"]
+    assert row(report, "user who always takes the longer or always the shorter")[["found", "of"]].tolist() == [1, 3]
+    last = row(report, "longer answer wins (characters)")
+    assert last[["found", "of"]].tolist() == [12, 14]
+    assert last["share"] == pytest.approx(12 / 14)
+
+
+def test_the_interval_of_a_file_is_that_of_resampled_people(tmp_path):
+    lots = Random(4)
+    users = {f"u{i}": [lots.random() < (0.9 if i % 2 else 0.4) for _ in range(2 + i % 7)] for i in range(300)}
+    last = row(audit.of_file(file_of(tmp_path, users)), "longer answer wins (characters)")
+    pairs = pd.DataFrame([(user, won, "") for user, wins in users.items() for won in wins],
+                         columns=["persona_id", "correct", "all"])
+    drawn = stats.cluster_bootstrap(pairs, "all", n_boot=4000).iloc[0]
+    assert last["share"] == pytest.approx(drawn["accuracy"])
+    assert [last["low"], last["high"]] == pytest.approx([drawn["low"], drawn["high"]], abs=0.004)

@@ -446,3 +446,15 @@ def test_imported_pairs_leave_the_prefixes_that_need_no_teacher(cfg):
     assert available_prefixes(cfg) == cfg.prefixes.names
     imported = cfg.model_copy(update={"data": cfg.data.model_copy(update={"preferences": "pairs.jsonl"})})
     assert available_prefixes(imported) == ("none", "tag", "few_shot")
+
+
+def test_people_who_are_described_have_a_name_and_a_gold_persona(cfg, policy):
+    data = cfg.data.model_copy(update={"preferences": "pairs.jsonl", "people": "people.csv"})
+    told = cfg.model_copy(update={"data": data})
+    assert available_prefixes(told) == ("none", "tag", "few_shot", "persona_gold", "name")
+    personas, preferences = cast(3)
+    personas = personas.assign(description=["Likes tea.", "Likes coffee.", "Likes milk."])
+    made = build_prefixes(personas, preferences, None, policy, only(told, "persona_gold"), seed=1)
+    main = made[made["variant"] == "main"].set_index("persona_id")["text"]
+    assert main.tolist() == ["Likes tea.", "Likes coffee.", "Likes milk."]  # nobody is asked
+    assert set(made["variant"]) == {"main", "shuffled"}  # a given text can't be drawn again

@@ -140,4 +140,4 @@ def test_a_wrong_command_line_is_explained(argv, complaint, tmp_path, monkeypatc
 def test_select():
     assert run.select() == list(STAGES)
     assert run.select(only="5,03") == ["03_responses", "05_prefixes"]  # in the order of the pipeline
-    assert run.select(start="13") == ["13_alignment_tax", "14_alignx", "15_claims"]
+    assert run.select(start="13") == ["13_alignment_tax", "14_alignx", "15_claims", "16_your_own"]
