@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from math import ceil, comb
 from typing import NamedTuple
 
-import nbformat
 import numpy as np
 import pandas as pd
 
 from helpers import ROOT, imported, judge_lab, prefixes
 from helpers.config import Profile
+from helpers.fingerprint import modules, notebook_code
 from helpers.schemas import STAGES
 from helpers.world.facts import load_world
 
@@ -49,7 +49,7 @@ def counts(cfg: Profile) -> Counts:
 
 def work(cfg: Profile) -> pd.DataFrame:
     """Rows stage, unit, amount: how often every notebook does what `rehearse.measure` has a price for."""
-    n, start = counts(cfg), {stem: {"notebook": 1, "figure": _figures(stem)} for stem in STAGES}
+    n, start = counts(cfg), {stem: _notebook(stem) for stem in STAGES}
     parts = {} if cfg.data.preferences else _teacher_stages(cfg, n)
     parts |= {"05_prefixes": _prefixes(cfg, n), "06_prompting": {"grid": 1, "pair scored": n.test * _prompted(cfg, n)},
               "08_personal_models": _personal(cfg, n), "09_multitask": _multitask(cfg, n),
@@ -183,8 +183,8 @@ def _tax(cfg: Profile, n: Counts) -> dict[str, float]:
     return {"grid": 1, "evaluation": evaluations, "item": evaluations * len(t.tasks) * (t.limit or ITEMS)}
 
 
-def _figures(stem: str) -> int:
-    """Figures that a notebook saves."""
+def _notebook(stem: str) -> dict[str, float]:
+    """What every notebook takes: its start, that of torch where its helpers load models, and its figures."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
-    cells = nbformat.read(path, as_version=4).cells if path.exists() else []
-    return sum(cell.source.count("store.figure(") for cell in cells if cell.cell_type == "code")
+    code = notebook_code(path) if path.exists() else ""
+    return {"notebook": 1, "models": "helpers.models" in modules(code), "figure": code.count("store.figure(")}

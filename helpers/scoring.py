@@ -39,15 +39,36 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
     columns, device = np.zeros((len(pairs), 4)), next(model.parameters()).device
     lengths, budget = [dpo.row_length(p.prompt, p[1:3]) for p in pairs], token_budget
     model.eval()
-    for at in dpo.budget_batches(lengths, budget or dpo.TOKEN_BUDGET[device.type]):
+    budget = budget or dpo.TOKEN_BUDGET[device.type]
+    batches = dpo.budget_batches(lengths, budget)
+    while batches:
+        at = batches.pop(0)
         batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
         batch |= {} if soft is None else {"soft": soft[torch.from_numpy(at)]}
-        with models.autocast(model, dtype):
-            found = dpo.pair_logps(model, {name: values.to(device) for name, values in batch.items()})
+        try:
+            with models.autocast(model, dtype):
+                found = dpo.pair_logps(model, {name: values.to(device) for name, values in batch.items()})
+        except torch.OutOfMemoryError:
+            if len(at) == 1:
+                raise
+            budget, left = halved(budget, device.type), np.concatenate([at, *batches])
+            batches = [left[own] for own in dpo.budget_batches([lengths[i] for i in left], budget)]
+            continue
         columns[at] = torch.stack([values.double() for values in found], 1).cpu().numpy()
+    if len(bad := np.flatnonzero(~np.isfinite(columns).all(1))):
+        raise FloatingPointError(f"pair {bad[0]} of {len(pairs)} (chosen: {list(chosen)[bad[0]][:40]!r}) has log-probabilities "
+                                 f"{columns[bad[0], :2].tolist()}: the model's weights are not finite; train or load it again")
     scores = pd.DataFrame(columns, columns=["logp_chosen", "logp_rejected", "n_chosen", "n_rejected"])
     scores = scores.astype({"n_chosen": int, "n_rejected": int}).assign(correct=is_correct)
     return scores.assign(lost=[p.lost for p in pairs], cut=[p.cut for p in pairs])
+
+
+def halved(token_budget: int, device: str) -> int:
+    """Half the tokens of a batch, after an out-of-memory error; says so, and gives back what torch keeps."""
+    print(f"out of memory on the {device} with {token_budget} tokens a batch: going on with {token_budget // 2}", flush=True)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return max(1, token_budget // 2)
 
 
 def is_correct(scores: pd.DataFrame) -> pd.Series:

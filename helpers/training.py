@@ -176,13 +176,26 @@ class PairTrainer(DPOTrainer):
         self.remove_callback(PrinterCallback)
 
     def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any) -> torch.Tensor:
-        step = super().training_step
-        return torch.stack([step(model, part, *args) for part in inputs["parts"]]).sum()
+        step, parts = super().training_step, inputs["parts"]
+        while True:
+            try:
+                return torch.stack([step(model, part, *args) for part in parts]).sum()
+            except torch.OutOfMemoryError:
+                if all(len(part["input_ids"]) == 1 for part in parts):
+                    raise
+            # what was added to the gradients of this update is taken back, and the update begun anew
+            model.zero_grad(set_to_none=True)
+            self.token_budget = scoring.halved(self.token_budget, self.args.device.type)
+            parts = [half for part in parts for half in (dpo.halves(part) if len(part["input_ids"]) > 1 else [part])]
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         with models.autocast(model, self.dtype):
             chosen, rejected, _, _ = dpo.pair_logps(model, inputs)
         losses = dpo.dpo_loss(chosen, rejected, *(inputs[name] for name in REFERENCE), self.beta)
+        if not torch.isfinite(losses).all():
+            raise FloatingPointError(f"the loss is {losses.detach().sum().item()} at update {self.state.global_step} for the "
+                                     f"pairs {', '.join(inputs['ids'])}: lower training.learning_rate, or leave these pairs "
+                                     "out. This adapter is not kept, finished ones are.")
         return losses.sum() / inputs["of"]
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -196,7 +209,7 @@ class PairTrainer(DPOTrainer):
     def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
-        return dpo.pack([p["prompt_ids"] for p in pairs], answers) | reference
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers) | reference | {"ids": [p["pair_id"] for p in pairs]}
 
 
 class VplTrainer(PairTrainer):
@@ -255,8 +268,9 @@ def dataset(tokenizer, cell: Cell) -> Dataset:
     pairs = scoring.encode_pairs(tokenizer, _prompts(t), t["chosen"], t["rejected"], cell.policy.max_length,
                                  cell.side, cell.policy.max_prompt, soft=cell.reading is not None)
     columns = {f"{name}_ids": [getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected")}
-    kept = [*REFERENCE, *(("persona_id", "pair_id") if cell.reading else ())]
-    return Dataset.from_dict(columns | {name: t[name].tolist() for name in kept})
+    names = {name: t[name].tolist() for name in ("persona_id", "pair_id") if name in t}
+    columns |= {"pair_id": [f"row {i}" for i in range(len(t))]} | names
+    return Dataset.from_dict(columns | {name: t[name].tolist() for name in REFERENCE})
 
 
 def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:

@@ -28,7 +28,8 @@ def test_work_of_the_notebooks_without_a_loss(laptop):
     assert amounts(laptop, "10_prefix_sensitivity")["pair scored"] == 38000
     assert amounts(laptop, "12_generation")["judge"] == 1020
     assert amounts(laptop, "12_generation")["reply"] == 700
-    assert amounts(laptop, "05_prefixes") | {"notebook": 1} == {"notebook": 1, "figure": 5, "prefixes": 250, "persona": 150}
+    assert amounts(laptop, "05_prefixes") == {
+        "notebook": 1, "models": 1, "figure": 5, "prefixes": 250, "persona": 150}
     assert amounts(laptop, "04_preferences")["judge_lab"] == 432
     assert amounts(laptop, "13_alignment_tax")["evaluation"] == 66  # 1 + 35 + 2 * 15
 
@@ -73,4 +74,4 @@ def test_imported_pairs_are_counted_from_the_file(tmp_path):
     cfg = load_profile("smoke", [f"data.preferences={file}"])
     assert projection.counts(cfg)[:4] == (5, 5, 0, 5)
     assert projection.counts(cfg).train + projection.counts(cfg).test == 100
-    assert amounts(cfg, "03_responses") == {"notebook": 1, "figure": 2}
+    assert amounts(cfg, "03_responses") == {"notebook": 1, "models": 1, "figure": 2}
