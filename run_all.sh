@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
   cat <<'TEXT'
 Usage: ./run_all.sh [PROFILE] [--run NAME] [--from NN | --only NN,NN] [--set key=value]...
+       ./run_all.sh rehearse [PROFILE] [--set key=value]...
        ./run_all.sh test [pytest arguments]
 
 PROFILE   smoke     the smallest sizes, under 4 minutes; its numbers mean nothing
@@ -20,6 +21,9 @@ PROFILE   smoke     the smallest sizes, under 4 minutes; its numbers mean nothin
           gpu       one GPU, open weights, any OpenAI-compatible teacher
           paper     the paper's setting; notebook 00 projects its time and cost before anything is spent
           FILE.yaml your own; see data/profiles/laptop.yaml for every key
+
+rehearse          checks machine, models and endpoint, tries each stage on a few rows and projects time, memory, disk and
+                  dollars before anything is spent; fails, and says what to change, where something will not fit
 
 --run NAME        folder under data/runs (default: named after the profile and what --set changes)
 --from NN         run again from notebook NN on
@@ -33,15 +37,15 @@ TEXT
 refuse() { echo "run_all.sh: $1" >&2; usage >&2; exit 2; }
 
 task=run profile=laptop
-case "${1:-}" in
-  "" | --*) ;;
-  test) task=test; shift ;;
-  -h) usage; exit 0 ;;
+case "${1:-}" in test | rehearse) task="$1"; shift ;; esac
+case "$task ${1:-}" in
+  test\ * | *\ | *\ --*) ;;
+  *\ -h) usage; exit 0 ;;
   *) [[ -f "data/profiles/$1.yaml" || ( "$1" == *.yaml && -f "$1" ) ]] || refuse "no profile or command '$1'"
      profile="$1"; shift ;;
 esac
 
-if [[ $task == run ]]; then
+if [[ $task != test ]]; then
   words=("$@")
   for ((i = 0; i < ${#words[@]}; i++)); do
     case "${words[i]}" in
@@ -111,5 +115,8 @@ fi
 
 if [[ $task == test ]]; then
   exec "$python" -m pytest "$@"
+fi
+if [[ $task == rehearse ]]; then
+  exec "$python" -m helpers.rehearse "$profile" "$@"
 fi
 exec "$python" -m helpers.run "$profile" "$@"

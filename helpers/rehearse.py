@@ -97,7 +97,7 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
     On a CPU one thread's processor time counts, so that other programs on the machine change little; on a GPU the
     clock does.
     """
-    body, costs = _body(cfg), _start()
+    costs, body = _start(), _body(cfg)  # in this order: a child's memory is counted from its parent's
     rng = np.random.default_rng(cfg.seed)
     with TemporaryDirectory() as folder, models.one_thread():
         store = _stand_in(cfg, Path(folder))
@@ -229,18 +229,26 @@ def _answers(cfg: Profile, body: Body, asked: list[str], rng: np.random.Generato
     """The cost of a chain-of-thought answer, its thought counted in; and texts, four or more for each question."""
     r, group = cfg.responses, cfg.policy.templates
     each = max(4, r.batch // len(asked)) if body.scale == 1 else 1
-    new = r.max_new_tokens if body.scale == 1 else 4
     given = [prompts.render(group, "cot_given", X=x, AXIS="diet", CATEGORIES="one, other", CATEGORY="one") for x in asked]
     given = given if body.scale == 1 else given[:min(4, r.batch)]
-    how = {"temperature": r.temperature, "top_p": r.top_p, "max_new_tokens": new, "batch": r.batch, "seed": cfg.seed}
-    seconds, texts = _clock(lambda: models.generate(body.model, body.tokenizer, given, n=each, **how))
+    how = {"temperature": r.temperature, "top_p": r.top_p, "batch": r.batch, "seed": cfg.seed, "n": each}
+    seconds, texts = _written(body, given, r.max_new_tokens, how)
     thought = 1 + 1.5 / r.per_cot  # half as many thoughts again are drawn
-    per = seconds / len(given) / each * thought * body.scale * r.max_new_tokens / new
+    per = seconds / len(given) / each * thought * body.scale
     if body.scale != 1:
         words = " ".join(asked).split()
         texts = [[" ".join(rng.choice(words, int(0.7 * r.max_new_tokens))) for _ in range(4)] for _ in asked]
     size = 2 * np.mean([len(text) for own in texts for text in own]) + 200
     return {"seconds": per, "disk_mb": size / 2**20}, [[text or "Nothing at all." for text in own] for own in texts]
+
+
+def _written(body: Body, asked: list[str], new: int, how: dict[str, Any]) -> tuple[float, list[list[str]]]:
+    """Seconds of writing texts of up to `new` tokens, and the texts; of a stand-in a few tokens, and what each adds."""
+    run = lambda n: _clock(lambda: models.generate(body.model, body.tokenizer, asked, max_new_tokens=n, **how))  # noqa: E731
+    if body.scale == 1:
+        return run(new)
+    few, more = run(2)[0], run(10)[0]
+    return few + (new - 2) * max(0.0, more - few) / 8, []
 
 
 def _selection(cfg: Profile, asked: pd.DataFrame, texts: list[list[str]], answer: float) -> dict[str, float]:
@@ -350,12 +358,9 @@ def _trained(body: Body, cell: Cell) -> float:
 
 
 def _reply(cfg: Profile, body: Body, told: list[tuple[str, str]]) -> float:
-    new = cfg.generation.max_new_tokens if body.scale == 1 else 4
     asked = [head + tail for head, tail in told[:16]]
-    seconds, _ = _clock(lambda: models.generate(
-        body.model, body.tokenizer, asked, n=1, temperature=cfg.generation.temperature, top_p=1.0, seed=cfg.seed,
-        max_new_tokens=new, batch=cfg.responses.batch))
-    return seconds / len(asked) * body.scale * cfg.generation.max_new_tokens / new
+    how = {"n": 1, "temperature": cfg.generation.temperature, "top_p": 1.0, "seed": cfg.seed, "batch": cfg.responses.batch}
+    return _written(body, asked, cfg.generation.max_new_tokens, how)[0] / len(asked) * body.scale
 
 
 def _harness(cfg: Profile, body: Body, head: str) -> tuple[float, float]:
@@ -384,20 +389,18 @@ def _memory(cfg: Profile, costs: dict[str, dict[str, float]], body: Body) -> Non
 
 
 def gpu_mb(cfg: Profile, whole: float) -> float:
-    """Weights (4-bit: half a byte and a tenth for scales; else 2), adapter with gradients and AdamW, a full batch.
+    """Weights (4-bit: half a byte and a tenth for scales; else 2), adapter with gradients and AdamW, and one full row.
 
-    A batch of dpo.TOKEN_BUDGET tokens keeps about 34 values of 2 bytes a token, layer and hidden unit for the way
-    back, and the logits of half of them three times in float32. Arithmetic, not a measurement.
+    The least that must fit, for a batch is halved where memory is short. A row of two max_length tokens keeps about
+    34 bytes a token, layer and hidden unit for the way back, and 6 a token and word. Arithmetic, not a measurement.
     """
-    from helpers.dpo import TOKEN_BUDGET
-
     if not _at_hand(cfg.policy.path):
         shape = _shape(cfg.policy.path)
     else:
         shape = AutoConfig.from_pretrained(models.resolve(cfg.policy.path)).get_text_config()
     weights = whole * (0.55 if cfg.policy.load_in_4bit else 2)
     adapter = 16 * cfg.training.lora_r * shape.num_hidden_layers * 18 * shape.hidden_size
-    batch = TOKEN_BUDGET["cuda"] * (34 * shape.num_hidden_layers * shape.hidden_size + 6 * shape.vocab_size)
+    batch = 2 * cfg.policy.max_length * (34 * shape.num_hidden_layers * shape.hidden_size + 6 * shape.vocab_size)
     return (weights + adapter + batch) / 2**20
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_run import write_notebook
 
-from helpers import ROOT, artifacts, fingerprint, run, show, side_by_side
+from helpers import ROOT, artifacts, fingerprint, report, run, show, side_by_side
 from helpers.artifacts import Store, open_run
 from helpers.schemas import STAGES, Stage
 from tests.browser import Browser
