@@ -14,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
   cat <<'TEXT'
 Usage: ./run_all.sh [PROFILE] [--run NAME] [--from NN | --only NN,NN] [--set key=value]...
+       ./run_all.sh rehearse [PROFILE] [--set key=value]...
        ./run_all.sh test [pytest arguments]
        ./run_all.sh bench [--shape laptop|tiny|7b]      speed beside today's tools; --help for more
 
@@ -22,6 +23,9 @@ PROFILE   smoke     the smallest sizes, under 4 minutes; its numbers mean nothin
           gpu       one GPU, open weights, any OpenAI-compatible teacher
           paper     the paper's setting; notebook 00 projects its time and cost before anything is spent
           FILE.yaml your own; see data/profiles/laptop.yaml for every key
+
+rehearse          checks machine, models and endpoint, tries each stage on a few rows and projects time, memory, disk and
+                  dollars before anything is spent; fails, and says what to change, where something will not fit
 
 --run NAME        folder under data/runs (default: named after the profile and what --set changes)
 --from NN         run again from notebook NN on
@@ -35,15 +39,15 @@ TEXT
 refuse() { echo "run_all.sh: $1" >&2; usage >&2; exit 2; }
 
 task=run profile=laptop
-case "${1:-}" in
-  "" | --*) ;;
-  test | bench) task="$1"; shift ;;
-  -h) usage; exit 0 ;;
+case "${1:-}" in test | bench | rehearse) task="$1"; shift ;; esac
+case "$task ${1:-}" in
+  test\ * | bench\ * | *\ | *\ --*) ;;
+  *\ -h) usage; exit 0 ;;
   *) [[ -f "data/profiles/$1.yaml" || ( "$1" == *.yaml && -f "$1" ) ]] || refuse "no profile or command '$1'"
      profile="$1"; shift ;;
 esac
 
-if [[ $task == run ]]; then
+if [[ $task != test && $task != bench ]]; then
   words=("$@")
   for ((i = 0; i < ${#words[@]}; i++)); do
     case "${words[i]}" in
@@ -115,5 +119,8 @@ if [[ $task == test ]]; then
   exec "$python" -m pytest "$@"
 elif [[ $task == bench ]]; then
   exec "$python" tests/benchmarks/bench.py "$@"
+fi
+if [[ $task == rehearse ]]; then
+  exec "$python" -m helpers.rehearse "$profile" "$@"
 fi
 exec "$python" -m helpers.run "$profile" "$@"

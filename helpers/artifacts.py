@@ -23,7 +23,7 @@ import yaml
 from helpers import ROOT
 from helpers.config import Profile, load_profile
 from helpers.fingerprint import fingerprint
-from helpers.schemas import STAGES, TABLES, check, made_by
+from helpers.schemas import STAGES, TABLES, SchemaError, check, made_by
 
 RUNS = ROOT / "data" / "runs"
 DRAWING = tuple(f"helpers.{name}" for name in ("show", "figures", "claims", "measures", "printed"))
@@ -44,10 +44,7 @@ def open_run(profile: str, run: str = "", seed: int | None = None, sets: Sequenc
 
     A stored profile.yaml is the truth unless overrides are given. Raises RunError if name or seed disagree.
     """
-    name = run or _name(profile, sets)
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise RunError(f"run {name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'")
-    folder = (runs or RUNS) / name
+    folder = run_folder(profile, run, sets, runs)
     stored = folder / "profile.yaml"
     if stored.exists() and not sets:
         store = Store(folder, load_profile(stored))
@@ -59,6 +56,14 @@ def open_run(profile: str, run: str = "", seed: int | None = None, sets: Sequenc
     with atomic(stored) as file:
         file.write_text(yaml.safe_dump(resolved.dump(), sort_keys=False))
     return Store(folder, resolved)
+
+
+def run_folder(profile: str, run: str = "", sets: Sequence[str] = (), runs: Path | None = None) -> Path:
+    """Where `open_run` has that run; nothing is made. Raises RunError for a name that cannot be a folder's."""
+    name = run or _name(profile, sets)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise RunError(f"run {name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'")
+    return (runs or RUNS) / name
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,12 @@ class Store:
             raise MissingTable(
                 f"no table {table} in {self.path}; notebook {' or '.join(makers)} makes it: ./run_all.sh "
                 f"{self.profile.name} --run {self.name} --only {','.join(stem[:2] for stem in makers)}")
-        return check(table, pq.read_table(self.file(table)).to_pandas())
+        try:
+            rows = pq.read_table(self.file(table)).to_pandas()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise SchemaError(f"{self.file(table)} cannot be read ({error}): delete it and give the same command again; "
+                              f"notebook {' or '.join(made_by(table))} then makes it anew") from None
+        return check(table, rows)
 
     def has(self, table: str) -> bool:
         return self.file(table).exists()
@@ -153,7 +163,10 @@ class Store:
     def log(self) -> dict[str, Any]:
         """run.json: commit, versions, profile, and what each stage recorded."""
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {"run": self.name, "stages": {}}
+        try:
+            return json.loads(path.read_text()) if path.exists() else {"run": self.name, "stages": {}}
+        except ValueError as error:
+            raise RunError(f"{path}: {error}: delete it; the stages are then run again from their finished units") from None
 
     def note(self, **facts: Any) -> None:
         """Merge facts about the run into run.json."""

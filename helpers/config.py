@@ -144,11 +144,19 @@ def _find(name_or_path: str | Path) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's values by dotted key, on top of those of the profile that it names as `base`."""
-    values = flatten(yaml.safe_load(path.read_text()) or {})
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no YAML: {error}; mend that line, or see data/profiles/laptop.yaml") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path}: found a {type(tree).__name__}, expected keys and values; see data/profiles/laptop.yaml")
+    values = flatten(tree)
     base = values.pop("base", None)
-    return (_read(_find(base)) if base else {}) | values
+    if base and _find(base) in (path, *above):
+        raise ConfigError(f"{path}: base: {base} leads back to itself; write `base: laptop`")
+    return (_read(_find(base), (path, *above)) if base else {}) | values
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +180,10 @@ def _parse_set(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text}: expected key=value, for example training.epochs=1")
-    return key.strip(), yaml.safe_load(value) if value else ""
+    try:
+        return key.strip(), yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is no YAML: {str(error).splitlines()[0]}; quote it") from None
 
 
 def _for_imported_pairs(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,13 @@ def row_length(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
     return len(prompt) - 1 + sum(map(len, answers))
 
 
+def halves(batch: dict) -> list[dict]:
+    """A packed batch of two rows or more as two: the first rows and the others; what has no row stands in both."""
+    n = len(batch["input_ids"])
+    cut = [slice(0, -(-n // 2)), slice(-(-n // 2), n)]
+    return [{name: v[rows] if isinstance(v, list) or v.ndim else v for name, v in batch.items()} for rows in cut]
+
+
 def budget_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Positions of the rows of each batch, longest first; a padded batch has at most token_budget tokens.
 

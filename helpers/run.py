@@ -25,8 +25,8 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-from helpers import DATA, ROOT
-from helpers.artifacts import RunError, Store, atomic, open_run
+from helpers import DATA, ROOT, preflight
+from helpers.artifacts import RunError, Store, atomic, open_run, run_folder
 from helpers.config import ConfigError, flatten, load_profile
 from helpers.fingerprint import digest, fingerprint, inputs
 from helpers.schemas import STAGES
@@ -43,13 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the notebooks that the command line asks for. Returns 0, 1 (a failure) or 2 (usage)."""
     args = _arguments().parse_args(argv)
     try:
+        stems, stored = select(args.only, args.start), run_folder(args.profile, args.run, args.set) / "profile.yaml"
+        resume = stored.exists() and not args.set
+        preflight.check(load_profile(stored if resume else args.profile, args.set))
         store = open_run(args.profile, args.run, sets=args.set)
-        stems = select(args.only, args.start)
         announce(store, args.profile if not args.set else None)
         run_stages(store, stems, force=bool(args.only or args.start))
-    except (ConfigError, RunError) as error:
+    except (ConfigError, RunError, preflight.InputError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"\n{error}\nA file of the run could not be written or read: see to it that there is room on the disk, then give "
+              "the same command again. What is finished is kept.", file=sys.stderr)
+        return 1
     except NotebookFailed as failure:
         print(f"\n{failure}\nTo resume: {_command(store)}", file=sys.stderr)
         return 1

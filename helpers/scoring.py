@@ -40,6 +40,9 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
     answers = list(zip(chosen, rejected, strict=True))
     asked = encode(tokenizer, prompts, answers, max_length, side, max_prompt, soft is not None)
     sums = answer_sums(model, asked, token_budget, dtype, soft, adapters).reshape(-1, 2)
+    if len(bad := np.flatnonzero(~np.isfinite(sums).all(1))):
+        raise FloatingPointError(f"pair {bad[0]} of {len(asked)} (chosen: {answers[bad[0]][0][:40]!r}) has log-probabilities "
+                                 f"{sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
     counts = np.array([[len(answer) for answer in one.answers] for one in asked], dtype=int).reshape(-1, 2)
     scores = pd.DataFrame({"logp_chosen": sums[:, 0], "logp_rejected": sums[:, 1],
                            "n_chosen": counts[:, 0], "n_rejected": counts[:, 1]}).assign(correct=is_correct)
@@ -59,15 +62,25 @@ def answer_sums(model: torch.nn.Module, asked: Sequence[Asked], token_budget: in
     device = next(model.parameters()).device
     budget = token_budget or TOKENS[device.type]
     made = plan(asked, range(len(asked)) if soft is not None else adapters, pays)
-    sums = np.zeros(sum(len(one.answers) for one in asked))
     model.eval()
     with models.autocast(model, dtype), models.merged(model, adapters is None), fused.layers(model, adapter=False):
-        for heads, rows in chunks(made, budget):
-            with models.mixed(model, adapters and [made.keys[head] for head in heads]):
-                cache = dpo.read_heads(model, [made.heads[head] for head in heads]) if heads else None
-            place = {head: i for i, head in enumerate(heads)}
-            for at in dpo.budget_batches([made.rows[i].length for i in rows], budget):
-                _score_batch(model, made, [rows[i] for i in at], cache, place, soft, adapters is not None, sums)
+        while True:
+            try:
+                return _sums(model, made, budget, soft, adapters, np.zeros(sum(len(one.answers) for one in asked)))
+            except torch.OutOfMemoryError:
+                if budget <= max(row.length for row in made.rows):
+                    raise
+            budget = halved(budget, device.type)
+
+
+def _sums(model: torch.nn.Module, made: Plan, budget: int, soft: torch.Tensor | None, adapters: Sequence[str] | None,
+          sums: np.ndarray) -> np.ndarray:
+    for heads, rows in chunks(made, budget):
+        with models.mixed(model, adapters and [made.keys[head] for head in heads]):
+            cache = dpo.read_heads(model, [made.heads[head] for head in heads]) if heads else None
+        place = {head: i for i, head in enumerate(heads)}
+        for at in dpo.budget_batches([made.rows[i].length for i in rows], budget):
+            _score_batch(model, made, [rows[i] for i in at], cache, place, soft, adapters is not None, sums)
     return sums
 
 
@@ -84,6 +97,14 @@ def _score_batch(model: torch.nn.Module, made: Plan, at: Sequence[int], cache: d
     for row, of_row in zip(rows, found.double().cpu().numpy(), strict=True):
         for slots, value in zip(row.wanted, of_row, strict=False):
             sums[slots] = value
+
+
+def halved(token_budget: int, device: str) -> int:
+    """Half the tokens of a batch, after an out-of-memory error; says so, and gives back what torch keeps."""
+    print(f"out of memory on the {device} with {token_budget} tokens a batch: going on with {token_budget // 2}", flush=True)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return max(1, token_budget // 2)
 
 
 def is_correct(scores: pd.DataFrame) -> pd.Series:

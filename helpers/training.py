@@ -192,8 +192,18 @@ class PairTrainer(DPOTrainer):
         return 1 - self._initial_global_step / max(1, self.state.global_step)
 
     def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any) -> torch.Tensor:
-        step = super().training_step  # on the bare model: the loss does not go through the forward that DDP wraps
-        loss = torch.stack([step(self.model, part, *args) for part in inputs["parts"]]).sum()
+        step, parts = super().training_step, inputs["parts"]  # on the bare model: the loss does not go through DDP's forward
+        while True:
+            try:
+                loss = torch.stack([step(self.model, part, *args) for part in parts]).sum()
+                break
+            except torch.OutOfMemoryError:
+                if all(len(part["input_ids"]) == 1 for part in parts):
+                    raise
+            # what was added to the gradients of this update is taken back, and the update begun anew
+            self.model.zero_grad(set_to_none=True)
+            self.token_budget = scoring.halved(self.token_budget, self.args.device.type)
+            parts = [half for part in parts for half in (dpo.halves(part) if len(part["input_ids"]) > 1 else [part])]
         if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
         return loss
@@ -202,6 +212,10 @@ class PairTrainer(DPOTrainer):
         with models.autocast(model, self.dtype):
             chosen, rejected, _, _ = dpo.pair_logps(model, inputs)
         losses = dpo.dpo_loss(chosen, rejected, *(inputs[name] for name in REFERENCE), self.beta)
+        if not torch.isfinite(losses).all():
+            raise FloatingPointError(f"the loss is {losses.detach().sum().item()} at update {self.state.global_step} for the "
+                                     f"pairs {', '.join(inputs['ids'])}: lower training.learning_rate, or leave these pairs "
+                                     "out. This adapter is not kept, finished ones are.")
         return losses.sum() / inputs["of"]
 
     def _average_gradients(self) -> None:
@@ -232,7 +246,8 @@ class PairTrainer(DPOTrainer):
     def _rows(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
-        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=8) | reference
+        ids = {"ids": [p["pair_id"] for p in pairs]}  # to name the pairs of a loss that is no number
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=8) | reference | ids
 
 
 class VplTrainer(PairTrainer):
@@ -310,8 +325,9 @@ def dataset(tokenizer, cell: Cell) -> Dataset:
     pairs = scoring.encode_pairs(tokenizer, _prompts(t), t["chosen"], t["rejected"], cell.policy.max_length,
                                  cell.side, cell.policy.max_prompt, soft=cell.reading is not None)
     columns = {f"{name}_ids": [getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected")}
-    kept = [*REFERENCE, *(("persona_id", "pair_id") if cell.reading else ())]
-    return Dataset.from_dict(columns | {name: t[name].tolist() for name in kept})
+    names = {name: t[name].tolist() for name in ("persona_id", "pair_id") if name in t}
+    columns |= {"pair_id": [f"row {i}" for i in range(len(t))]} | names
+    return Dataset.from_dict(columns | {name: t[name].tolist() for name in REFERENCE})
 
 
 def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:

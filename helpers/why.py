@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML
 from tqdm.auto import tqdm
 
-from helpers import models, prefixes, prompts, scoring, settings, stats
+from helpers import models, prefixes, prompts, sampling, scoring, settings, stats
 from helpers.artifacts import Store
 
 ORDER = ("persona_gold", "name", "persona_gpt4", "persona", "few_shot", "tag")  # of the prefixes, by what they say
@@ -104,7 +104,7 @@ class Desk:
         """An answer ends where the policy goes on to ask the next question itself."""
         heading = prompts.load(self.cfg.policy.templates, "respond_none").literals[0]
         size = self.cfg.generation
-        said = models.generate(model, self.base[1], asked, n=1, temperature=size.temperature, top_p=1.0,
+        said = sampling.generate(model, self.base[1], asked, n=1, temperature=size.temperature, top_p=1.0,
                                seed=self.cfg.seed, max_new_tokens=size.max_new_tokens, batch=self.cfg.responses.batch,
                                stop=f"\n{heading}" if heading else None)
         return [text.strip() for (text,) in said]

@@ -100,6 +100,9 @@ class World:
         self.hobby_stems, self.hobby_whens = tuple(hobbies["stems"]), tuple(hobbies["whens"])
         self.hobbies = {name: Hobby(name, tuple(h["tips"]), tuple(h["reasons"]))
                         for name, h in hobbies["hobbies"].items()}
+        names = [p["name"] for p in cast["people"]]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{self.folder / 'cast.yaml'}: {', '.join(twice)} stands there twice; a name is one person's")
         self.people = {p["name"]: _person(p, cast["documented"]) for p in cast["people"]}
         self._check_people()
 

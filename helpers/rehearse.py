@@ -1,0 +1,512 @@
+"""Before a run starts: is everything there, does it fit, and what will each stage take?
+
+python -m helpers.rehearse PROFILE [--set key=value]...   (or ./run_all.sh rehearse PROFILE)
+
+Every stage's core function really runs on a few rows of the profile's shapes, with the simulated teacher in the
+teacher's place (nothing is paid) and random weights in place of a policy that is not at hand. Nothing is left behind.
+"""
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import environ
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import httpx2
+import matplotlib.pyplot as plt
+import numpy as np
+import openai
+import pandas as pd
+import psutil
+import torch
+import yaml
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from helpers import (
+    DATA,
+    ROOT,
+    harness,
+    judging,
+    llm,
+    models,
+    people,
+    prefixes,
+    projection,
+    prompts,
+    responses,
+    sampling,
+    scoring,
+)
+from helpers import settings as asking
+from helpers.artifacts import Store, open_run
+from helpers.config import ConfigError, Profile, load_profile
+from helpers.training import REFERENCE, Cell, train_adapter
+from helpers.world.facts import load_world
+
+SMALL = 3e8  # parameters: a larger policy is rehearsed on a CPU by one of its layers
+PERSONS, ASKED = 3, 10  # people of a rehearsal, and questions of each
+SECONDS_A_REQUEST = 4.0  # of a teacher that is no simulation
+PAPER = {"03_responses": "11 GPU-days, 40 GB or more (App. C)", "04_preferences": "about $500 (App. C)",
+         "09_multitask": "under 12 GPU-hours a model (App. H)"}
+TOO_LONG_DAYS = 30
+
+
+class Body(NamedTuple):
+    """What stands for the policy: seconds measured here times `scale` are those of the whole model."""
+
+    model: torch.nn.Module
+    tokenizer: Any
+    scale: float
+    note: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print checks and projection. Returns 0 if the run can start, 1 if something will not fit, 2 for usage."""
+    parser = argparse.ArgumentParser(prog="./run_all.sh rehearse", description=__doc__.split("\n")[0])
+    parser.add_argument("profile")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value")
+    args = parser.parse_args(argv)
+    try:
+        cfg = load_profile(args.profile, args.set)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"Rehearsing profile {cfg.name} on {psutil.cpu_count()} cores, {_card()}", flush=True)
+    costs, notes = measure(cfg)
+    table = projection.project(cfg, costs, price(cfg))
+    table.loc[len(table)] = total(table)
+    print(*notes, _shown(table).to_string(index=False), sep="\n")
+    problems = check(cfg, table)
+    print(*(f"WILL NOT FIT: {problem}" for problem in problems), sep="\n")
+    print(f"{len(problems)} things to change before it starts" if problems else f"It fits: ./run_all.sh {args.profile}")
+    return int(bool(problems))
+
+
+def total(table: pd.DataFrame) -> list:
+    """The last row of a projection: sums, and of memory the largest."""
+    most = {"memory_mb", "gpu_mb"}
+    return ["all", *(table[c].max() if c in most else table[c].sum() for c in table.columns[1:])]
+
+
+def price(cfg: Profile) -> Mapping[str, float]:
+    """Dollars per million tokens of the teacher's model; NaN where data/prices.yaml does not have it."""
+    known = yaml.safe_load((DATA / "prices.yaml").read_text())["models"]
+    return known.get(cfg.teacher.model, {"input": np.nan, "output": np.nan})
+
+
+# --- what a unit costs ------------------------------------------------------------------------------------------------
+
+def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """unit -> seconds, memory_mb, gpu_mb, disk_mb, tokens_in, tokens_out for `projection.project`; and notes.
+
+    On a CPU one thread's processor time counts, so that other programs on the machine change little; on a GPU the
+    clock does.
+    """
+    costs, body = _start(), _body(cfg)  # in this order: a child's memory is counted from its parent's
+    rng = np.random.default_rng(cfg.seed)
+    with TemporaryDirectory() as folder, models.one_thread():
+        store = _stand_in(cfg, Path(folder))
+        teacher = llm.connect(store)
+        who = people.select_personas(teacher, store.profile.people.axes, PERSONS).head(PERSONS)
+        asked = people.make_questions(teacher, who, store.profile, cfg.seed)
+        costs["answer"], texts = _answers(cfg, body, asked["text"].tolist(), rng)
+        costs["selection"] = _selection(cfg, asked, texts, costs["answer"]["seconds"])
+        pairs = _pairs(who, asked, texts)
+        _judge(teacher, store.profile, who, pairs)
+        costs["persona"], made = _personas(cfg, store.profile, body, who, pairs, teacher, costs["answer"]["seconds"])
+        costs |= _requests(cfg, teacher)
+        costs |= _policy(cfg, body, pairs, made, Path(folder))
+        size = 2 * costs["adapter"]["disk_mb"]  # in work and in models
+        costs["adapter"]["disk_mb"] = size
+    _memory(cfg, costs, body)
+    notes = [body.note] if body.note else []
+    if not _simulated(cfg):
+        notes.append(f"teacher: the simulated one stood in; {SECONDS_A_REQUEST:g} s a request are assumed")
+    return costs, notes
+
+
+def _body(cfg: Profile) -> Body:
+    """The policy itself, or, where it is not at hand or too large for this CPU, some of its layers at random."""
+    cuda, at_hand = torch.cuda.is_available(), _at_hand(cfg.policy.path)
+    config = AutoConfig.from_pretrained(models.resolve(cfg.policy.path)) if at_hand else _shape(cfg.policy.path)
+    whole = _active(config)
+    if at_hand and (cuda or whole < SMALL):
+        return Body(*models.load_policy(cfg.policy), 1.0, "")
+    layers, tokenizer = config.num_hidden_layers, models.load_tokenizer("data/models/base")
+    config.num_hidden_layers = layers if cuda else 1
+    torch.manual_seed(cfg.seed)
+    dtype = models._weights_dtype(cfg.policy.dtype, models._device())
+    with torch.device(models._device()):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
+    scale = whole / _active(config)
+    return Body(model, tokenizer, scale, f"policy {cfg.policy.path}: random weights, {config.num_hidden_layers} of {layers} "
+                f"layers, seconds times {scale:.1f}; texts as long as the profile allows: upper bounds")
+
+
+def _shape(path: str) -> Any:
+    known = yaml.safe_load((DATA / "shapes.yaml").read_text())
+    shape = known.get(str(path).rsplit("/", 1)[-1].lower(), {})
+    if "model_type" not in shape:
+        raise ConfigError(f"policy.path {path} is not at hand and data/shapes.yaml has no {str(path).rsplit('/', 1)[-1]}: "
+                          "download the model, or add a line with the sizes of its config.json")
+    return AutoConfig.for_model(**shape)
+
+
+def parameters(path: str) -> float:
+    """Weights of a model by folder, hub cache or data/shapes.yaml; NaN where nothing is known."""
+    local = Path(ROOT / path)
+    if local.is_dir():
+        return sum(f.stat().st_size for f in local.rglob("*.safetensors")) / 4
+    shape = yaml.safe_load((DATA / "shapes.yaml").read_text()).get(str(path).rsplit("/", 1)[-1].lower(), {})
+    if "model_type" in shape:
+        return float(_count(AutoConfig.for_model(**shape)))
+    return float(shape.get("parameters", np.nan))
+
+
+def _count(config: Any) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def _active(config: Any) -> int:
+    """Weights that a token is multiplied with: all but the embedding, the head once."""
+    return _count(config) - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
+
+
+def _at_hand(path: str) -> bool:
+    return (ROOT / path).is_dir() or (
+        str(path).count("/") == 1 and isinstance(try_to_load_from_cache(str(path), "config.json"), str))
+
+
+def _clock(job: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a job and its result: of this process' processor, or by the clock with a GPU."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    began = clock()
+    result = job()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - began, result
+
+
+def _start() -> dict[str, dict[str, float]]:
+    """A fresh process that imports what every notebook imports, one that loads models too; and a figure saved."""
+    (light, small), (heavy, large) = _imported("show, stats"), _imported("show, stats, training")
+    with TemporaryDirectory() as folder:
+        drawn, _ = _clock(lambda: _draw(Path(folder) / "figure.png"))
+    return {"notebook": {"seconds": light, "memory_mb": small, "disk_mb": 1.0}, "figure": {"seconds": drawn, "disk_mb": 0.1},
+            "models": {"seconds": max(0.0, heavy - light), "memory_mb": max(0.0, large - small)}, "grid": {"seconds": heavy}}
+
+
+def _imported(names: str) -> tuple[float, float]:
+    """Seconds of the processor and memory (MB) of a fresh process that imports these helpers."""
+    code = f"import resource\nfrom helpers import {names}\nprint(resource.getrusage(0).ru_maxrss)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True,
+                           env=environ | {"PYTHONPATH": str(ROOT)})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, int(found.stdout.split()[-1]) / 1024
+
+
+def _draw(path: Path) -> None:
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for ax in axes:
+        ax.bar(range(16), range(16), yerr=0.5)
+    fig.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(fig)
+
+
+def _simulated(cfg: Profile) -> bool:
+    return cfg.teacher.base_url == "simulated"
+
+
+def _stand_in(cfg: Profile, folder: Path) -> Store:
+    """A run folder for a rehearsal: the simulated teacher, one axis of its world, few people and questions."""
+    world = cfg.world or "little"
+    axes = cfg.people.axes if cfg.simulated else ()
+    sets = ["teacher.base_url=simulated", "teacher.model=simulated-teacher", f"world={world}", "teacher.cache=",
+            f"people.axes=[{(axes or tuple(load_world(world).axes))[0]}]", f"questions.personal={ASKED - 2}",
+            "questions.divergent=2", "questions.batch=8", "data.preferences="]
+    store = open_run("smoke", "rehearsal", sets=sets, runs=folder)
+    return Store(store.path, store.profile.model_copy(update={"judge": cfg.judge}))
+
+
+def _answers(cfg: Profile, body: Body, asked: list[str], rng: np.random.Generator) -> tuple[dict, list[list[str]]]:
+    """The cost of a chain-of-thought answer, its thought counted in; and texts, four or more for each question."""
+    r, group = cfg.responses, cfg.policy.templates
+    each = max(4, r.batch // len(asked)) if body.scale == 1 else 1
+    given = [prompts.render(group, "cot_given", X=x, AXIS="diet", CATEGORIES="one, other", CATEGORY="one") for x in asked]
+    given = given if body.scale == 1 else given[:min(4, r.batch)]
+    how = {"temperature": r.temperature, "top_p": r.top_p, "batch": r.batch, "seed": cfg.seed, "n": each}
+    seconds, texts = _written(body, given, r.max_new_tokens, how)
+    thought = 1 + 1.5 / r.per_cot  # half as many thoughts again are drawn
+    per = seconds / len(given) / each * thought * body.scale
+    if body.scale != 1:
+        words = " ".join(asked).split()
+        texts = [[" ".join(rng.choice(words, int(0.7 * r.max_new_tokens))) for _ in range(4)] for _ in asked]
+    size = 2 * np.mean([len(text) for own in texts for text in own]) + 200
+    return {"seconds": per, "disk_mb": size / 2**20}, [[text or "Nothing at all." for text in own] for own in texts]
+
+
+def _written(body: Body, asked: list[str], new: int, how: dict[str, Any]) -> tuple[float, list[list[str]]]:
+    """Seconds of writing texts of up to `new` tokens, and the texts; of a stand-in a few tokens, and what each adds."""
+    run = lambda n: _clock(lambda: sampling.generate(body.model, body.tokenizer, asked, max_new_tokens=n, **how))  # noqa: E731
+    if body.scale == 1:
+        return run(new)
+    few, more = run(2)[0], run(10)[0]
+    return few + (new - 2) * max(0.0, more - few) / 8, []
+
+
+def _selection(cfg: Profile, asked: pd.DataFrame, texts: list[list[str]], answer: float) -> dict[str, float]:
+    """Cleaning, reward, embedding and clusters of an answer; for models not at hand in proportion to their size."""
+    raw = pd.DataFrame([{"response_id": f"{q}-{i}", "question_id": q, "cot_axis": "", "cot_categories": ["one"],
+                         "cot_category": "one", "text_raw": text}
+                        for q, own in zip(asked["question_id"], texts, strict=True) for i, text in enumerate(own)])
+    if all(map(_at_hand, (cfg.reward.path, cfg.embedder.path))):
+        responses.select(raw.head(8), asked, cfg)  # loads
+        return {"seconds": _clock(lambda: responses.select(raw, asked, cfg))[0] / len(raw)}
+    others = sum(map(parameters, (cfg.reward.path, cfg.embedder.path)))
+    # reading a text at once costs an eighth, or less, of writing it word by word with as many weights
+    return {"seconds": answer / 8 * np.nan_to_num(others / parameters(cfg.policy.path), nan=1.0)}
+
+
+def _pairs(who: pd.DataFrame, asked: pd.DataFrame, texts: list[list[str]]) -> pd.DataFrame:
+    """Preference pairs of two different texts, as notebook 04 makes them; two of each person's are test pairs."""
+    rows, of = [], dict(zip(asked["question_id"], texts, strict=True))
+    for person in who.itertuples():
+        own = asked[(asked["persona_id"] == person.persona_id) | asked["axis"].isin(person.axes)]
+        for i, q in enumerate(own.itertuples()):
+            said = list(dict.fromkeys([*of[q.question_id], "Nothing at all."]))
+            rows.append({"pair_id": f"{person.persona_id}:{q.question_id}", "persona_id": person.persona_id, "kind": q.kind,
+                         "question_id": q.question_id, "axis": q.axis, "split": "test" if i < 2 else "train",
+                         "prompt": q.text, "chosen": said[0], "rejected": said[1], "chosen_id": f"{q.question_id}-0",
+                         "rejected_id": f"{q.question_id}-1"})
+    return pd.DataFrame(rows)
+
+
+def _judge(teacher: llm.Teacher, cfg: Profile, who: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    name, texts = who.set_index("persona_id")["name"], {}
+    texts |= dict(zip(pairs["chosen_id"], pairs["chosen"], strict=True))
+    texts |= dict(zip(pairs["rejected_id"], pairs["rejected"], strict=True))
+    matches = [judging.Match(p.persona_id, name[p.persona_id], p.question_id, p.prompt, 1, p.chosen_id, p.rejected_id,
+                             p.chosen_id) for p in pairs.itertuples()]
+    judging.compare(teacher, matches, texts, cfg, cfg.seed, "judging")
+
+
+def _personas(cfg: Profile, stand_in: Profile, body: Body, who: pd.DataFrame, pairs: pd.DataFrame, teacher: llm.Teacher,
+              answer: float) -> tuple[dict[str, float], pd.DataFrame]:
+    """What a persona inferred by the policy costs; and the prefixes, by a policy not at hand in a teacher's words."""
+    names = [name for name in cfg.prefixes.names if name not in ("none", "persona")]
+    few = cfg.prefixes.model_copy(update={"names": tuple(names), "shot_counts": ()})
+    shaped = stand_in.model_copy(update={"prefixes": few, "policy": cfg.policy, "responses": cfg.responses})
+    table = prefixes.build_prefixes(who, pairs, teacher, (body.model, body.tokenizer), shaped, cfg.seed)
+    if "persona" not in cfg.prefixes.names:
+        return {"seconds": 0.0}, table
+    written = table[(table["variant"] == "main") & (table["prefix"] == (names[-1] if names else ""))].assign(prefix="persona")
+    if body.scale != 1:
+        return {"seconds": answer * cfg.policy.max_length / 2 / cfg.responses.max_new_tokens}, pd.concat([table, written])
+    shots = prefixes.few_shot_text(pairs[pairs["split"] == "train"].head(cfg.prefixes.persona_shots), cfg.policy.templates)
+    asked = [prompts.render(cfg.policy.templates, "infer_persona", SHOTS=shots)] * 16
+    seconds, _ = _clock(lambda: prefixes._policy_says(asked, (body.model, body.tokenizer), cfg, cfg.seed))
+    return {"seconds": seconds / len(asked)}, pd.concat([table, written])
+
+
+def _requests(cfg: Profile, teacher: llm.Teacher) -> dict[str, dict[str, float]]:
+    """Tokens of a request, by tag, from the prompts as rendered; seconds, of the simulated teacher measured again."""
+    batch = [llm.Request([{"role": "user", "content": prompts.render("teacher", "gold_persona", NAME=f"Ada {i}")}], tag="speed")
+             for i in range(32)]
+    seconds = _clock(lambda: teacher.map(batch, "speed"))[0] / len(batch)
+    if not _simulated(cfg):
+        seconds = SECONDS_A_REQUEST / cfg.teacher.concurrency
+    tags = teacher.ledger()["by_tag"]
+    costs = {}
+    for tag in projection.TEACHER:
+        of = tags.get("judge" if tag == "judge_lab" else tag) or tags["personas"]
+        read, written = (of[f"{what}_tokens"] / of["requests"] for what in ("prompt", "completion"))
+        costs[tag] = {"seconds": seconds, "tokens_in": read, "tokens_out": written, "disk_mb": (written * 4 + 400) / 2**20}
+    return costs
+
+
+def _policy(cfg: Profile, body: Body, pairs: pd.DataFrame, made: pd.DataFrame, folder: Path) -> dict[str, dict[str, float]]:
+    """Scoring, training, replying and the harness, behind every prefix of the profile."""
+    names = [name for name in prefixes.available_prefixes(cfg) if name == "none" or name in set(made["prefix"])]
+    rows = pd.concat([asking.ask(pairs, made, name, cfg.policy.templates) for name in names], ignore_index=True)
+    rows = rows if body.scale == 1 else rows.sort_values("prefix").iloc[[len(rows) // 2]]
+    p = cfg.policy if body.scale == 1 else cfg.policy.model_copy(update={"load_in_4bit": False})
+    told = list(zip(rows["head"], rows["tail"], strict=True))
+    seconds, found = _clock(lambda: scoring.score_pairs(
+        body.model, body.tokenizer, told, rows["chosen"], rows["rejected"], max_length=p.max_length, dtype=p.dtype,
+        side=cfg.prefixes.side, max_prompt=p.max_prompt))
+    scored = seconds / len(rows) * body.scale
+    renamed = dict(zip(("logp_chosen", "logp_rejected"), REFERENCE, strict=True))
+    train = pd.concat([rows.reset_index(drop=True), found[list(renamed)].rename(columns=renamed)], axis=1)
+    cell = Cell("rehearsal", folder / "adapter", p, cfg.training.model_copy(update={"epochs": 1}), cfg.seed, train, train)
+    cell.out.mkdir()
+    every = _trained(body, cell)
+    few = _trained(body, replace(cell, train=train.head(1))) if len(train) > 1 else 0.0
+    learned = (every - few) / max(1, len(train) - 1)
+    kept = sum(f.stat().st_size for f in cell.out.rglob("*") if f.is_file()) / 2**20
+    whole = 1.0 if body.scale == 1 else _shape(p.path).num_hidden_layers / body.model.config.num_hidden_layers
+    reply = _reply(cfg, body, told)
+    item, evaluation = _harness(cfg, body, rows["head"].iloc[-1]) if body.scale == 1 else (scored, 0.0)
+    return {"pair scored": {"seconds": scored, "disk_mb": 5e-5},
+            "pair trained": {"seconds": learned * body.scale},
+            "adapter": {"seconds": max(0.0, few - learned), "disk_mb": kept * whole},
+            "reply": {"seconds": reply}, "item": {"seconds": item}, "evaluation": {"seconds": evaluation, "disk_mb": 0.02}}
+
+
+def _trained(body: Body, cell: Cell) -> float:
+    """Seconds of an adapter on these pairs, once through; of 7 billion weights one pair is enough."""
+    with models.peft_quiet():
+        seconds, (model, _) = _clock(lambda: train_adapter(body.model, body.tokenizer, cell, cell.out))
+        model.unload()
+    return seconds
+
+
+def _reply(cfg: Profile, body: Body, told: list[tuple[str, str]]) -> float:
+    asked = [head + tail for head, tail in told[:16]]
+    how = {"n": 1, "temperature": cfg.generation.temperature, "top_p": 1.0, "seed": cfg.seed, "batch": cfg.responses.batch}
+    return _written(body, asked, cfg.generation.max_new_tokens, how)[0] / len(asked) * body.scale
+
+
+def _harness(cfg: Profile, body: Body, head: str) -> tuple[float, float]:
+    """Seconds of an item and of an evaluation's start; tasks of the little world, as others may not be at hand."""
+    from helpers.world import tasks as little
+
+    with TemporaryDirectory() as folder:
+        little.write(load_world(cfg.world or "little"), Path(folder), cfg.seed)
+        tasks = harness.load_tasks(tuple(little.TASKS), Path(folder))
+        run = [_clock(lambda n=n: harness.evaluate(body.model, body.tokenizer, tasks, head, n, cfg.policy.dtype))[0]
+               for n in (2, 2, 27)]  # the first loads
+    item = max(0.0, run[2] - run[1]) / 25 / len(tasks)
+    return item, max(0.0, run[1] - 2 * len(tasks) * item)
+
+
+def _memory(cfg: Profile, costs: dict[str, dict[str, float]], body: Body) -> None:
+    """Of the units that hold the policy: this process' largest so far; on the GPU what was measured, or arithmetic."""
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    whole = parameters(cfg.policy.path)
+    if body.scale != 1:  # the whole model, not the layers that were there
+        here += (whole - sum(p.numel() for p in body.model.parameters())) * 2 / 2**20 if not torch.cuda.is_available() else 0
+    wanted = cfg.policy.load_in_4bit or cfg.policy.templates == "full" or torch.cuda.is_available()
+    gpu = max(gpu_mb(cfg, whole), torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0)
+    for unit in projection.SPREAD:
+        costs[unit] |= {"memory_mb": here, "gpu_mb": gpu if wanted else 0.0}
+
+
+def gpu_mb(cfg: Profile, whole: float) -> float:
+    """Weights (4-bit: half a byte and a tenth for scales; else 2), adapter with gradients and AdamW, and one full row.
+
+    The least that must fit, for a batch is halved where memory is short. A row of two max_length tokens keeps about
+    34 bytes a token, layer and hidden unit for the way back, and 6 a token and word. Arithmetic, not a measurement.
+    """
+    if not _at_hand(cfg.policy.path):
+        shape = _shape(cfg.policy.path)
+    else:
+        shape = AutoConfig.from_pretrained(models.resolve(cfg.policy.path)).get_text_config()
+    weights = whole * (0.55 if cfg.policy.load_in_4bit else 2)
+    adapter = 16 * cfg.training.lora_r * shape.num_hidden_layers * 18 * shape.hidden_size
+    batch = 2 * cfg.policy.max_length * (34 * shape.num_hidden_layers * shape.hidden_size + 6 * shape.vocab_size)
+    return (weights + adapter + batch) / 2**20
+
+
+# --- does it fit? -----------------------------------------------------------------------------------------------------
+
+def check(cfg: Profile, table: pd.DataFrame) -> list[str]:
+    """What would stop the run, each with its remedy. table: a projection with the row `all`."""
+    whole = table[table["stage"] == "all"].iloc[0]
+    return [*_access(cfg), *_endpoint(cfg), *_room(cfg, whole), *_money(cfg, whole)]
+
+
+def _room(cfg: Profile, whole: pd.Series) -> list[str]:
+    found, free = [], shutil.disk_usage(DATA).free / 2**20
+    download = sum(parameters(p) * 2 / 2**20 for p in _models(cfg) if not _at_hand(p) and parameters(p) == parameters(p))
+    if (wants := whole["disk_mb"] + download) > free:
+        found.append(f"disk: {free / 1024:.1f} GiB free at {DATA}, {wants / 1024:.1f} wanted: free some, or let data/runs "
+                     "be a symbolic link to a larger one")
+    memory = psutil.virtual_memory().available / 2**20
+    if not whole["gpu_mb"] and whole["memory_mb"] > memory:
+        found.append(f"memory: {memory:,.0f} MB free, {whole['memory_mb']:,.0f} wanted: fewer training.workers")
+    if whole["gpu_mb"] and not torch.cuda.is_available():
+        found.append(f"GPU: none that torch sees, {whole['gpu_mb'] / 1024:.0f} GiB wanted (arithmetic): use a machine with "
+                     "one, or a smaller policy.path")
+    elif whole["gpu_mb"] and whole["gpu_mb"] > (card := torch.cuda.get_device_properties(0).total_memory / 2**20):
+        found.append(f"GPU memory: {card / 1024:.0f} GiB, {whole['gpu_mb'] / 1024:.0f} wanted: policy.load_in_4bit=true, a "
+                     "smaller policy.max_length or fewer training.workers")
+    if whole["seconds"] > TOO_LONG_DAYS * 86400:
+        found.append(f"time: {whole['seconds'] / 86400:,.0f} days on this machine: a GPU, a smaller policy, or less of "
+                     "questions.* and responses.*")
+    return found
+
+
+def _money(cfg: Profile, whole: pd.Series) -> list[str]:
+    if np.isnan(whole["cost_usd"]):
+        return [f"price: none of {cfg.teacher.model} in data/prices.yaml: add a line, all 0 for a server of your own"]
+    if whole["cost_usd"] > cfg.teacher.budget_usd:
+        return [f"money: ${whole['cost_usd']:,.2f} projected, teacher.budget_usd is {cfg.teacher.budget_usd:g}: raise it, or "
+                "lower questions.* or people.per_axis, or take a cheaper teacher.model"]
+    return []
+
+
+def _models(cfg: Profile) -> dict[str, str]:
+    return {cfg.policy.path: "policy", cfg.reward.path: "reward", cfg.embedder.path: "embedder"}
+
+
+def _access(cfg: Profile) -> list[str]:
+    """Models that are neither here nor to be had."""
+    found = []
+    for path, section in _models(cfg).items():
+        if _at_hand(path):
+            continue
+        try:
+            if path.startswith(("data/", ".", "/")) or path.count("/") != 1:
+                raise FileNotFoundError("no such folder")
+            HfApi().model_info(path, timeout=8)
+        except (OSError, HfHubHTTPError, httpx2.HTTPError, ValueError) as error:
+            found.append(f"{section}.path {path}: {type(error).__name__}: the comments of data/profiles/{cfg.name}.yaml say "
+                         "how it is made or had; a gated one wants `hf auth login`; or name another model")
+    return found
+
+
+def _endpoint(cfg: Profile) -> list[str]:
+    """Key and endpoint of the teacher, asked for its list of models, which costs nothing."""
+    if _simulated(cfg) or cfg.data.preferences:
+        return []
+    key = environ.get(cfg.teacher.api_key_env, "")
+    if not key:
+        return [f"teacher: no key in the environment variable {cfg.teacher.api_key_env}: export it (any word does for a "
+                "server of your own)"]
+    try:
+        with openai.OpenAI(api_key=key, base_url=cfg.teacher.base_url, timeout=8, max_retries=0) as client:
+            offered = [model.id for model in client.models.list()]
+    except openai.OpenAIError as error:
+        said = str(error).replace(key, "(key)")
+        return [f"teacher at {cfg.teacher.base_url}: {type(error).__name__}: {said}: check teacher.base_url and the key"]
+    if offered and cfg.teacher.model not in offered:
+        return [f"teacher at {cfg.teacher.base_url} does not offer {cfg.teacher.model}, but {', '.join(offered[:5])}: "
+                "set teacher.model"]
+    return []
+
+
+def _card() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    out = pd.DataFrame({"stage": table["stage"], "minutes": (table["seconds"] / 60).map("{:,.1f}".format),
+                        "memory MB": table["memory_mb"].map("{:,.0f}".format),
+                        "GPU MB": table["gpu_mb"].map("{:,.0f}".format), "disk MB": table["disk_mb"].map("{:,.0f}".format),
+                        "tokens": table["tokens"].map("{:,.0f}".format), "$": table["cost_usd"].map("{:,.2f}".format)})
+    return out.assign(paper=table["stage"].map(PAPER).fillna(""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

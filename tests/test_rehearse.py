@@ -1,0 +1,60 @@
+"""What a rehearsal refuses and how; and one whole rehearsal of the smallest profile (slow)."""
+
+import pandas as pd
+import pytest
+
+from helpers import rehearse
+from helpers.config import load_profile
+from helpers.projection import project
+
+WHOLE = {"seconds": 60.0, "disk_mb": 1.0, "tokens": 1e6, "cost_usd": 2.0, "memory_mb": 1.0, "gpu_mb": 0.0}
+
+
+def problems(sets, **more):
+    table = pd.DataFrame([{"stage": "all"} | WHOLE | more])
+    return rehearse.check(load_profile("smoke", sets), table)
+
+
+def test_a_run_that_fits_has_no_problem():
+    assert problems(["teacher.budget_usd=5"]) == []
+
+
+@pytest.mark.parametrize(("sets", "more", "complaint"), [
+    (["teacher.budget_usd=1"], {}, "money: $2.00 projected, teacher.budget_usd is 1: raise it"),
+    ([], {"cost_usd": float("nan")}, "price: none of simulated-teacher"),
+    (["teacher.budget_usd=5"], {"disk_mb": 1e12}, "disk: "),
+    (["teacher.budget_usd=5"], {"memory_mb": 1e12}, "memory: "),
+    (["teacher.budget_usd=5"], {"seconds": 1e9}, "time: 11,574 days on this machine"),
+    (["teacher.budget_usd=5", "policy.path=data/models/none"], {}, "policy.path data/models/none: FileNotFoundError"),
+])
+def test_what_does_not_fit_is_named_with_its_remedy(sets, more, complaint):
+    found = problems(sets, **more)
+    assert len(found) == 1
+    assert found[0].startswith(complaint)
+
+
+def test_a_missing_key_and_a_vanished_endpoint_are_said_without_the_key(monkeypatch):
+    sets = ["teacher.base_url=http://127.0.0.1:9/v1", "teacher.budget_usd=5"]
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "no key in the environment variable OPENAI_API_KEY" in problems(sets)[0]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    assert "APIConnectionError" in problems(sets)[0]
+    assert "sk-planted" not in problems(sets)[0]
+
+
+def test_sizes_of_models_that_are_not_at_hand():
+    # Mistral 7B: 7.24 billion, of which 2 * 32000 * 4096 are embedding and head, the embedding not multiplied with
+    assert rehearse.parameters("x/zephyr-7b-sft") == pytest.approx(7.24e9, rel=0.001)
+    assert rehearse._active(rehearse._shape("x/zephyr-7b-sft")) == pytest.approx(7.24e9 - 32000 * 4096, rel=0.001)
+    assert rehearse.parameters("data/models/base") == pytest.approx(2.2e6, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_has_a_price_for_every_unit_and_leaves_nothing(capsys):
+    cfg = load_profile("smoke")
+    costs, _ = rehearse.measure(cfg)
+    table = project(cfg, costs, rehearse.price(cfg)).set_index("stage")
+    assert (table["seconds"] > 0).all()
+    assert table.loc["04_preferences", "tokens"] > 10_000
+    assert {"answer", "pair scored", "pair trained", "adapter", "item", "judge", "persona"} <= costs.keys()
+    assert rehearse.main(["nothing"]) == 2
