@@ -31,7 +31,7 @@ SETS = [
     f"policy.load_in_4bit={str(FOUR).lower()}",
     "people.axes=[diet, music]", "people.small=[diet]", "questions.personal=6", "questions.divergent=8", "questions.batch=4",
     "responses.n_cot=2", "responses.per_cot=5", "responses.span=8", "responses.min_chars=20", "responses.temperature=1.0",
-    "responses.max_new_tokens=64", "responses.batch=64", "prefixes.shot_counts=[1]", "prefixes.retrieval=[tfidf]",
+    "responses.max_new_tokens=64", "responses.batch=64", "prefixes.shot_counts=[1]", "prefixes.persona_shots=2", "prefixes.retrieval=[tfidf]",
     "prefixes.names=[none, few_shot, persona, persona_gpt4, persona_gold, name]",
     "training.epochs=1", "training.folds=2", "training.label_noise=[]", "training.workers=2", "training.batch_size=8",
     "personal.seeds=[0]", "personal.shares=[0.5]", "personal.epochs=1", "schemes.names=[]",
