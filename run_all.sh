@@ -105,11 +105,11 @@ install_torch() {
 
 if [[ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]]; then
   "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null  # uv's environments have no pip
-  build="$(uname)-CPU" extras=dev
-  if nvidia-smi >/dev/null 2>&1; then build=CUDA extras=dev,qlora; fi
+  build="$(uname)-CPU"
+  if nvidia-smi >/dev/null 2>&1; then build=CUDA; fi
   install_torch
   echo "3/3 this kit and the other packages, as pinned in requirements.lock"
-  pip_install --constraint requirements.lock --editable ".[$extras]"  # torch stays: it is pinned, and there
+  pip_install --constraint requirements.lock --editable ".[dev]"  # torch stays: it is pinned, and there
   echo "$wanted" >"$stamp"
 fi
 

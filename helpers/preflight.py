@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -52,13 +53,14 @@ def _world(cfg: Profile) -> None:
 
 
 def _pairs(cfg: Profile) -> None:
-    path = Path(cfg.data.preferences)
-    pairs, problems = imported.read_pairs(path)
-    if (users := pairs["user"].nunique()) < cfg.training.folds:
-        told = "".join(f"\n  line {p.line}: {p.reason}" for p in problems[:5])
-        raise InputError(f"{path}: {users} users with {imported.MIN_PAIRS} good pairs or more, but training.folds is "
-                         f"{cfg.training.folds}: add pairs or users, or set training.folds from 2 to the number of users. "
-                         f"{len(problems)} lines cannot be used{':' * bool(problems)}{told}")
+    path, least = Path(cfg.data.preferences), cfg.data.min_pairs
+    found = imported.scan(path, least)
+    if (users := len(found.users)) < cfg.training.folds:
+        problems = list(islice(imported.left_out(path, found, least), 5))
+        told = "".join(f"\n  line {p.line}: {p.reason}" for p in problems)
+        raise InputError(f"{path}: {users} users with {least} good pairs or more, but training.folds is {cfg.training.folds}: "
+                         "add pairs or users, or set training.folds from 2 to the number of users. "
+                         f"Of what cannot be used, the first lines:{told or ' none'}")
 
 
 def _teacher(cfg: Profile) -> None:

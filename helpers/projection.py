@@ -97,7 +97,8 @@ def _cast(cfg: Profile) -> tuple[int, int, int, int]:
 
 
 def _imported(cfg: Profile) -> Counts:
-    pairs, _ = imported.read_pairs(cfg.data.preferences)
+    pairs = imported.pairs(cfg.data.preferences, imported.scan(cfg.data.preferences, cfg.data.min_pairs),
+                           cfg.data.users, cfg.seed)
     users, half = pairs["user"].nunique(), len(pairs) // 2
     return Counts(users, users, 0, min(10, users), pairs["prompt"].nunique(), 0, 0, len(pairs) - half, half)
 

@@ -90,7 +90,7 @@ LINES = {
     "not UTF-8: byte 11": b'{"user": "\xff"}', "chosen equals rejected": json.dumps(PAIR | {"rejected": "Tea."}).encode(),
     "missing field: prompt": b'{"user": "ann"}', "empty field: prompt": json.dumps(PAIR | {"prompt": " "}).encode(),
     "over-long text: prompt has 20001": json.dumps(PAIR | {"prompt": "x" * 20001}).encode(),
-    "user with fewer than 20 pairs": json.dumps(PAIR).encode(),
+    "user with too few pairs: 'ann' has 1": json.dumps(PAIR).encode(),
 }
 
 

@@ -140,7 +140,7 @@ def test_four_bit_gradients_are_those_of_the_rounded_weights(policy):
     assert all(torch.equal(a, b) for a, b in zip(gradients(four), fresh, strict=True))
     assert sum(b.norm() > 0 for b in expected) == len(expected) / 2  # the B matrices; A's are 0 while B is
     for a, b in zip(fresh, expected, strict=True):
-        assert (a - b).norm() <= 0.03 * b.norm()
+        assert (a - b).norm() <= 0.06 * b.norm()  # products in bfloat16; unguarded, the norms were a third to a half
 
 
 def unpack(four: torch.nn.Module, plain: torch.nn.Module) -> None:
@@ -152,7 +152,8 @@ def unpack(four: torch.nn.Module, plain: torch.nn.Module) -> None:
     for name, module in rounded.items():
         weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
         before = plain.get_submodule(name).weight
-        assert 0.03 < (weight.float() - before).norm() / before.norm() < 0.2  # NF4 does cost something
+        # about .09; bitsandbytes 0.50 on a CPU errs more in rows that are no multiple of a block, 64 weights, long
+        assert 0.03 < (weight.float() - before).norm() / before.norm() < 0.3
         before.data = weight.float()
 
 
