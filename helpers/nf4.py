@@ -39,35 +39,17 @@ def rounded(weight: Tensor, block: int = BLOCK) -> Tensor:
     return (of[nearest] * scale).flatten()[:weight.numel()].view_as(weight).to(weight.dtype)
 
 
-@torch.no_grad()
-def round_model(model: torch.nn.Module) -> float:
-    """Round all linear layers but the head, in place, as a model loaded in 4 bits has them.
-
-    Returns the relative error: the norm of what was lost, over the norm of the weights.
-    """
-    head, lost, whole = model.get_output_embeddings(), 0.0, 0.0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            after = rounded(module.weight)
-            lost += (after - module.weight).float().square().sum().item()
-            whole += module.weight.float().square().sum().item()
-            module.weight.copy_(after)
-    return (lost / whole) ** 0.5
-
-
 def margins(pairs: pd.DataFrame, adapters: Mapping[str, Path], policy: Any, side: str = "left") -> pd.DataFrame:
-    """The pairs with `margin`, and `precision`: the same weights as loaded, computing in bfloat16, rounded to NF4.
+    """The pairs with `margin`, and `precision`: the same weights as loaded, computing in bfloat16, kept in NF4.
 
     pairs: policy_id, head, tail, chosen, rejected. adapters: policy_id -> folder, on top of the base and exact.
     margin: mean log-probability of chosen's tokens minus rejected's, nats; above 0 the verdict is right. A row per
-    pair and precision. One base is loaded, and rounded in place at the end.
+    pair and precision. NF4 is bitsandbytes', with double quantisation, as the policy is loaded for QLoRA.
     """
-    base, tokenizer = models.load_policy(policy.model_copy(update={"load_in_4bit": False}))
     parts, groups = [], list(pairs.groupby("policy_id"))
     with tqdm(total=3 * len(groups), desc="scoring in three precisions", unit="policy") as bar, models.one_thread():
         for precision, dtype in (("as loaded", "float32"), ("bfloat16", "bfloat16"), ("NF4", "bfloat16")):
-            if precision == "NF4":
-                round_model(base)
+            base, tokenizer = models.load_policy(policy.model_copy(update={"load_in_4bit": precision == "NF4"}))
             for policy_id, rows in groups:
                 with models.adapted(base, adapters.get(policy_id, "")) as model:
                     found = _margins(model, tokenizer, rows, policy, dtype, side)

@@ -140,14 +140,14 @@ def _personal(cfg: Profile, n: Counts) -> dict[str, float]:
 def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     """09: adapters for everybody, for the small set and without an axis; swapped labels; learned vectors."""
     t, v, s, names = cfg.training, cfg.vpl, cfg.schemes, prefixes.available_prefixes(cfg)
-    kept, own, ends = 1 - t.validation, n.train / n.people, {"none", "persona_gold"} & set(names)
+    kept, own, ends = 1 - t.validation, n.train / n.people, {"persona_gold"} & set(names)
     everybody = len(names) * t.folds * len(t.seeds) + len(t.learning_rate_grid)
     everybody += len(ends) * t.folds * (t.loser_ablation and t.drop_uncontested)
     everybody += len(t.label_noise) * min(2, t.folds) + len(v.shots) * t.folds * len(t.seeds)
     everybody += t.folds * bool(v.as_released and v.shots)
     parts, train = min(t.folds, n.small), own * kept
     small = len(names) * parts * len(t.seeds) if "small" in s.names and n.small > 1 else 0
-    apart = len(names) * n.axes if "leave_axis_out" in s.names and n.axes > 1 else 0
+    apart = len(set(names) & set(s.axis_prefixes or names)) * n.axes if "leave_axis_out" in s.names and n.axes > 1 else 0
     each = min(t.pairs_per_person or train, train)
     trained = everybody * n.people * (1 - 1 / t.folds) * each * t.epochs
     trained += small * n.small * (1 - 1 / max(2, parts)) * each * s.small_epochs

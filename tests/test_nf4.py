@@ -2,9 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import Policy
 
-from helpers import models, nf4
+from helpers import nf4
 from helpers.config import load_profile
 
 # as printed in QLoRA, Appendix E, to four digits
@@ -33,15 +32,6 @@ def test_rounding_is_that_of_bitsandbytes():
     twice = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
     gap = (functional.dequantize_4bit(*twice) - nf4.rounded(weight)).norm() / (weight - nf4.rounded(weight)).norm()
     assert gap < 0.2
-
-
-def test_head_and_embeddings_keep_their_weights(loaded):
-    model = models.load_policy(Policy(loaded[0].config._name_or_path))[0]
-    before = {name: values.clone() for name, values in model.state_dict().items()}
-    error = nf4.round_model(model)
-    assert 0.05 < error < 0.15  # of normal weights about 9 %
-    changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
-    assert changed == {name for name in before if "proj" in name}
 
 
 def test_margins_move_little_by_half_and_more_by_a_quarter(policy):

@@ -18,12 +18,14 @@ STOCK = {  # nothing set, or all the flags that help
 
 
 @torch.inference_mode()
-def rewardbench(model: torch.nn.Module, tokenizer, rows: pd.DataFrame, answers: list[str], batch: int = 6) -> torch.Tensor:
+def rewardbench(model: torch.nn.Module, tokenizer, rows: pd.DataFrame, answers: list[str], batch: int = 6,
+                half: bool = False) -> torch.Tensor:
     """Mean log-probability of each answer's tokens [n, K], by RewardBench's procedure for DPO models.
 
     Batches of 6 rows in the order of arrival (Appendix H), a sequence for every answer with the prompt in front
     of it, padded to the longest, one log-softmax over all positions and the whole vocabulary, then the average
-    over the answer's tokens (`avg`, which the paper uses).
+    over the answer's tokens (`avg`, which the paper uses). In the precision of the loaded weights, which on a CPU is
+    float32; half: in bfloat16 as the kit, so that the procedure alone makes the difference.
     """
     found = []
     for start in range(0, len(rows), batch):
@@ -36,7 +38,7 @@ def rewardbench(model: torch.nn.Module, tokenizer, rows: pd.DataFrame, answers: 
                 lengths.append(len(prompt))
         ids = pad_sequence(sequences, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
         mask = pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True).to(model.device)
-        with models.autocast(model):
+        with models.autocast(model, "auto" if half else "float32"):
             logits = model(input_ids=ids, attention_mask=mask).logits
         logps = log_softmax(logits[:, :-1].float(), -1).gather(2, ids[:, 1:, None])[:, :, 0]
         at = torch.arange(1, ids.shape[1], device=ids.device)

@@ -78,7 +78,8 @@ def scoring_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
     for prefix in PREFIXES:
         for k, name in ((2, "scoring, pairs"), (4, "scoring, four answers")):
             rows = made.make_rows(prefix, args.pairs, seed=k, times=args.times)
-            ways = {"RewardBench": partial(baselines.rewardbench, model, tokenizer, rows, made.ANSWERS[:k]),
+            plain = partial(baselines.rewardbench, model, tokenizer, rows, made.ANSWERS[:k])
+            ways = {"RewardBench": plain, "RewardBench in bfloat16": partial(plain, half=True),
                     "this kit": partial(ours, model, tokenizer, rows, made.ANSWERS[:k], cfg)}
             _check_equal(ways)
             table = compare(ways, len(rows), args.repeats)
@@ -91,9 +92,9 @@ def scoring_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
 def ours(model, tokenizer, rows: pd.DataFrame, answers: list[str], cfg) -> torch.Tensor:
     """Mean log-probabilities [n, K] as the kit computes them."""
     prompts = list(zip(rows["head"], rows["tail"], strict=True))
-    found = scoring.score_answers(model, tokenizer, prompts, rows[answers].values.tolist(),
-                                  max_length=cfg.policy.max_length)
-    return torch.from_numpy(found.logps / found.counts)
+    asked = scoring.encode(tokenizer, prompts, rows[answers].to_numpy().tolist(), cfg.policy.max_length)
+    sums = torch.from_numpy(scoring.answer_sums(model, asked)).view(len(rows), -1)
+    return sums / torch.tensor([[len(answer) for answer in one.answers] for one in asked])
 
 
 def training_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
@@ -211,16 +212,17 @@ def _train(rows: pd.DataFrame, cfg, out: Path) -> None:
     found = scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
                                 rows["rejected"], max_length=cfg.policy.max_length)
     train = rows.assign(ref_chosen_logps=found["logp_chosen"], ref_rejected_logps=found["logp_rejected"])
+    train = train.assign(pair_id=[f"pair{i}" for i in range(len(train))])
     cell = training.Cell("bench", out, cfg.policy, cfg.training, seed=0, score=rows.head(0), train=train)
     training.train_adapter(model, tokenizer, cell, out)
 
 
 def _check_equal(ways: dict[str, Callable]) -> None:
-    """Fast and different would be no achievement: both ways have to give the same scores."""
-    a, b = (way().float() for way in ways.values())
-    worst = (a - b).abs().max().item()
+    """Fast and different would be no achievement: all ways have to give the same scores."""
+    first, *others = (way().float() for way in ways.values())
+    worst = max((first - other).abs().max().item() for other in others)
     if worst > (0.1 if models.bf16_available() else 1e-4):
-        raise SystemExit(f"the two ways disagree by {worst:.4f} nats a token; nothing was timed")
+        raise SystemExit(f"the ways disagree by {worst:.4f} nats a token; nothing was timed")
 
 
 def _in_a_process(*one: str | int | argparse.Namespace) -> dict:
