@@ -168,6 +168,7 @@ class Teacher:
                 await self._guarded(self._ask_batches(client, job), job)
                 # twice as many workers as slots: while some wait before a retry, others use theirs
                 await asyncio.gather(*(self._work(client, job) for _ in range(2 * self.settings.concurrency)))
+            await asyncio.sleep(0)  # connections given up at their timeout close in the loop's next round
         finally:
             self._ledger.leave(job.owner)
             if job.batch:
