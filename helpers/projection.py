@@ -54,7 +54,7 @@ def work(cfg: Profile) -> pd.DataFrame:
     parts |= {"05_prefixes": _prefixes(cfg, n), "06_prompting": {"grid": 1, "pair scored": n.test * _prompted(cfg, n)},
               "08_personal_models": _personal(cfg, n), "09_multitask": _multitask(cfg, n),
               "10_prefix_sensitivity": {"grid": 1, "pair scored": n.test * _changed(cfg) * len(cfg.training.seeds)},
-              "12_generation": _generation(cfg, n), "13_alignment_tax": _tax(cfg, n)}
+              "12_generation": _generation(cfg, n), "13_alignment_tax": _tax(cfg, n), "14_alignx": _alignx(cfg, n)}
     rows = [(stem, unit, amount) for stem in STAGES for unit, amount in (start[stem] | parts.get(stem, {})).items()]
     return pd.DataFrame(rows, columns=["stage", "unit", "amount"]).query("amount > 0").reset_index(drop=True)
 
@@ -156,6 +156,18 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     scored += small * 2 * n.small * n.test / n.people / max(1, parts) + apart * 2 * n.test / max(1, n.axes)
     return {"grid": 4 + bool(v.shots) + bool(t.label_noise) + bool(t.learning_rate_grid),
             "adapter": everybody + small + apart, "pair trained": trained, "pair scored": scored}
+
+
+def _alignx(cfg: Profile, n: Counts) -> dict[str, float]:
+    """14: a raw-history and a bridge adapter for some folds and without half of the axes; every prompt for the base too."""
+    t, a = cfg.training, cfg.alignx
+    folds, ways, kept = min(a.folds, t.folds), 1 if cfg.data.preferences else 2, 1 - t.validation
+    trained = ways * (folds * (1 - 1 / t.folds) + 0.5) * n.train * kept
+    main = ways * 5 * (2 * folds / t.folds + 0.5)  # four representations and none: seen, unseen, and axes never trained
+    ladder = (4 * len(a.counts) + 3) * folds / t.folds  # three bridges and raw pairs; trials, flips, other words
+    return {"grid": 2, "adapter": ways * (folds + 1), "pair trained": trained * t.epochs,
+            "pair scored": 2 * (main + ladder) * n.test + ways * (folds + 1) * n.train,
+            "reply": 2 * (a.people or n.people * folds / t.folds)}
 
 
 def _changed(cfg: Profile) -> int:

@@ -32,6 +32,7 @@ import rows as made  # noqa: E402
 
 OUT = ROOT / "data/reference/benchmarks.csv"
 PREFIXES = ("persona_gold", "few_shot")
+MARKS = ("<!-- benchmarks -->", "<!-- end of benchmarks -->")
 GROWTH = (1000, 4000, 16000)
 HOURS_OF_PAPER = 12.0  # GPU hours of a model (Appendix H)
 
@@ -56,6 +57,23 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out, index=False)
     print(f"wrote {args.out}")
+    if args.out == OUT:
+        into_readme(table)
+
+
+def into_readme(table: pd.DataFrame) -> None:
+    """Put the ratios between README's two marks, with the machine named."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(MARKS[0])
+    behind = rest.split(MARKS[1])[1]
+    rows = table[table["ratio"].notna() & (table["method"] != "this kit")]
+    kit = table[table["method"] == "this kit"].set_index(["benchmark", "prefix"])["per_second"]
+    about = made.machine()
+    lines = ["| | prefix | against | its pairs or questions a second | ours | times as fast |", "|---|---|---|---|---|---|"]
+    lines += [f"| {r.benchmark} | {r.prefix} | {r.method} | {r.per_second:.0f} | {kit[r.benchmark, r.prefix]:.0f} | "
+              f"{r.ratio:.1f} |" for r in rows.itertuples()]
+    told = f"Medians on {about['machine']}, {about['threads']} threads, torch {about['torch']}; seconds of wall, one process."
+    readme.write_text("\n".join([before + MARKS[0], *lines, "", told, MARKS[1]]) + behind)
 
 
 def policies(args: argparse.Namespace, folder: Path) -> list:
@@ -235,9 +253,9 @@ def _in_a_process(*one: str | int | argparse.Namespace) -> dict:
 
 
 def _weights(model: torch.nn.Module) -> int:
-    """Parameters that every token goes through; the head counts, at answers' positions, and is small beside them."""
-    table = model.get_input_embeddings().weight.numel()
-    return sum(p.numel() for p in model.parameters()) - table
+    """Parameters that every token goes through: all but the embeddings and the head, which answers' tokens alone meet."""
+    return sum(getattr(m.weight, "quant_state", None) and m.weight.quant_state.shape.numel() or m.weight.numel()
+               for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
 
 
 def _precision(cfg) -> dict[str, str]:
