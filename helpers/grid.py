@@ -1,9 +1,11 @@
 """Independent units of work side by side: processes of one thread each, a Ray cluster, or this process."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from multiprocessing import current_process
+from threading import Thread
 from typing import Any
 
 import joblib
@@ -86,9 +88,17 @@ def _settle_in(pinned: bool) -> None:
     loky ends a worker that holds 300 MB more than after its first unit, as one does that scores and then trains.
     """
     process_executor._USE_PSUTIL = False
+    Thread(target=_outlive_nobody, args=(os.getppid(),), daemon=True).start()
     if pinned and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[current_process()._identity[-1] % len(cores)]})
+
+
+def _outlive_nobody(parent: int) -> None:
+    """Ends this worker, and the memory of its model, if the process that started it was killed."""
+    while os.getppid() == parent:
+        time.sleep(5)
+    os._exit(1)
 
 
 def _cores() -> int:

@@ -22,6 +22,12 @@ def keep_freed() -> None:
         libc.mallopt(TRIM_THRESHOLD, 2**28)
 
 
+def give_back() -> None:
+    """Return what `keep_freed` has kept to the system; what is left of a worker is what it uses."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def kept_bytes(forward: Callable[[], Any]) -> int:
     """Bytes of all tensors that autograd keeps while `forward()` runs, weights too; each counts once.
 

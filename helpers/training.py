@@ -103,6 +103,7 @@ def run_cell(cell: Cell) -> dict:
     except BaseException:
         _base.cache_clear()  # it may carry half an adapter
         raise
+    memory.give_back()
     facts |= {"policy_id": cell.policy_id, "wall_seconds": time.perf_counter() - started}
     if os.environ.get("RANK", "0") != "0":  # of several processes that train one adapter together one writes
         shutil.rmtree(part)
