@@ -1,5 +1,6 @@
 """Training adapters with DPO on trl and peft, many side by side; the only module that imports trl."""
 
+import gc
 import json
 import os
 import shutil
@@ -393,7 +394,9 @@ def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:
 @lru_cache(maxsize=1)
 def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
     """Loaded once in the life of a worker; adapters come and go on it."""
-    return models.load_policy(policy)
+    loaded = models.load_policy(policy)
+    gc.freeze()  # trl collects garbage at every start: half a second, if it looks at all that was imported
+    return loaded
 
 
 def _work(cell: Cell) -> int:
