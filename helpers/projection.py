@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from functools import cache
 from math import ceil, comb
 from typing import NamedTuple
 
@@ -196,6 +197,7 @@ def _tax(cfg: Profile, n: Counts) -> dict[str, float]:
     return {"grid": 1, "evaluation": evaluations, "item": evaluations * len(t.tasks) * (t.limit or ITEMS)}
 
 
+@cache
 def _notebook(stem: str) -> dict[str, float]:
     """What every notebook takes: its start, that of torch where its helpers load models, and its figures."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
