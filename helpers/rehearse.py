@@ -199,21 +199,23 @@ def _clock(job: Callable[[], Any]) -> tuple[float, Any]:
 
 def _start() -> dict[str, dict[str, float]]:
     """A fresh process that imports what every notebook imports, one that loads models too; and a figure saved."""
-    (light, small), (heavy, large) = _imported("show, stats"), _imported("show, stats, training")
+    (light, small), (heavy, large) = _imported("show, stats", "show, stats, training")
     with TemporaryDirectory() as folder:
         drawn, _ = _clock(lambda: _draw(Path(folder) / "figure.png"))
     return {"notebook": {"seconds": light, "memory_mb": small, "disk_mb": 1.0}, "figure": {"seconds": drawn, "disk_mb": 0.1},
             "models": {"seconds": max(0.0, heavy - light), "memory_mb": max(0.0, large - small)}, "grid": {"seconds": heavy}}
 
 
-def _imported(names: str) -> tuple[float, float]:
-    """Seconds of the processor and memory (MB) of a fresh process that imports these helpers."""
-    code = f"import resource\nfrom helpers import {names}\nprint(resource.getrusage(0).ru_maxrss)"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True,
-                           env=environ | {"PYTHONPATH": str(ROOT)})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, int(found.stdout.split()[-1]) / 1024
+def _imported(*names: str) -> list[tuple[float, float]]:
+    """Seconds of the processor and memory (MB) of fresh processes, side by side, that import these helpers."""
+    code = ("import resource\nfrom helpers import {}\nused = resource.getrusage(resource.RUSAGE_SELF)\n"
+            "print(used.ru_utime + used.ru_stime, used.ru_maxrss)")
+    children = [subprocess.Popen([sys.executable, "-c", code.format(each)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                 env=environ | {"PYTHONPATH": str(ROOT)}) for each in names]
+    said = [child.communicate()[0].split() for child in children]
+    if not all(said):
+        raise RuntimeError("a fresh process could not import the helpers; what it said stands above")
+    return [(float(seconds), int(kilobytes) / 1024) for seconds, kilobytes in said]
 
 
 def _draw(path: Path) -> None:
