@@ -38,7 +38,7 @@ def kept_bytes(forward: Callable[[], Any]) -> int:
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, an operation's result would keep the operation alive, and that the result
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         result = forward()  # alive until all is counted, so that no address is used twice
