@@ -37,10 +37,10 @@ def test_two_trainings_are_compared_on_the_seeds_both_have(profile):
     # Seed 0: loser-only .5 against 1.0. Seed 1 exists only without the loser (all wrong) and must not count.
     scores = pd.concat(
         [
-            scored("mt_loser none divergent", [[1, 0]] * 5),
-            scored("mt none divergent", [[1, 1]] * 5),
-            scored("mt none divergent", [[0, 0]] * 5, seed=1),
-            scored("mt persona_gold divergent", [[0, 0]] * 5),  # no loser-only training of this prefix
+            scored("mt_loser persona_gold divergent", [[1, 0]] * 5),
+            scored("mt persona_gold divergent", [[1, 1]] * 5),
+            scored("mt persona_gold divergent", [[0, 0]] * 5, seed=1),
+            scored("mt none divergent", [[0, 0]] * 5),  # no loser-only training of this prefix
         ]
     )
     row = found("loser_only_hurts", scores, people(5), profile)
