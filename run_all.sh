@@ -18,7 +18,7 @@ Usage: ./run_all.sh [PROFILE] [--run NAME] [--from NN | --only NN,NN] [--set key
        ./run_all.sh test [pytest arguments]
        ./run_all.sh bench [--shape laptop|tiny|7b]      speed beside today's tools; --help for more
 
-PROFILE   smoke     the smallest sizes, under 4 minutes; its numbers mean nothing
+PROFILE   smoke     the smallest sizes, under 5 minutes; its numbers mean nothing
           laptop    the default: a simulated world, twenty minutes on two cores
           gpu       one GPU, open weights, any OpenAI-compatible teacher
           paper     the paper's setting; notebook 00 projects its time and cost before anything is spent
