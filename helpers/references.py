@@ -29,7 +29,8 @@ def score(rows: pd.DataFrame, policy: Any, side: str, folder: Path, workers: int
     it is not computed again, and what a killed run has finished is.
     """
     prompts = list(zip(rows["head"], rows["tail"], strict=True))
-    pairs = scoring.encode_pairs(models.load_tokenizer(policy.path), prompts, rows["chosen"], rows["rejected"],
+    tokenizer = models.load_tokenizer(policy.path, policy.revision, policy.chat)
+    pairs = scoring.encode_pairs(tokenizer, prompts, rows["chosen"], rows["rejected"],
                                  policy.max_length, side, policy.max_prompt)
     known, made_by = _read(folder), _made_by(policy)
     keys = [tuple(_key(made_by, p.prompt, answer) for answer in p[1:3]) for p in pairs]
