@@ -14,6 +14,11 @@ PREFIX_COLORS = {  # Okabe and Ito's palette: the same colour for the same prefi
     "persona_gpt4": "#0072B2", "persona_gold": "#009E73", "name": "#D55E00",
 }
 PREFIX_ORDER = tuple(PREFIX_COLORS)
+KIND_COLORS = {"personal": "#999933", "divergent": "#332288"}  # of Tol's palette, where nothing else is coloured
+BRIDGE_COLORS = {  # notebook 14: what says the same as a prefix has its colour
+    "raw pairs (ICA)": PREFIX_COLORS["few_shot"], "averaged": "#882255", "inferred": PREFIX_COLORS["persona_gpt4"],
+    "head": "#999933", "golden": PREFIX_COLORS["persona_gold"],
+}
 COLORS = PREFIX_COLORS | {"untrained": "#C4C4C4"}
 SETTINGS = {  # notebook 10: what each asks, and its hatch (wrong prefix: lines, removed: crosses)
     "seen_seen": ("seen person\nsame prefix", ""), "seen_reseed": ("seen person\nother shots", ""),
@@ -67,10 +72,11 @@ def equity_scatter(points: pd.DataFrame, notes: Mapping[str, str] | None = None)
 
     points: columns prefix, persona_id, untrained, trained. notes: {prefix: text in its panel}, such as r.
     """
-    names = _ordered("prefix", points.prefix)
+    names, ends = _ordered("prefix", points.prefix), {"xlim": (0, 1.02), "ylim": (0, 1.02)}
     grid = sns.relplot(
         points, x="untrained", y="trained", col="prefix", col_order=names, col_wrap=min(4, len(names)), height=2.7,
-        hue="prefix", palette=PREFIX_COLORS, legend=False, s=26, facet_kws={"xlim": (0, 1.02), "ylim": (0, 1.02)})
+        hue="prefix", palette=PREFIX_COLORS, legend=False, s=26, alpha=0.7, facet_kws=ends)
+    grid.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     for name, ax in grid.axes_dict.items():
         ax.axline((0.5, 0.5), slope=1, color=INK, ls="--", lw=1)
         ax.text(0.97, 0.04, (notes or {}).get(name, ""), transform=ax.transAxes, fontsize=8, ha="right")
@@ -101,7 +107,7 @@ def tax_people(people: pd.DataFrame, others: pd.DataFrame, paper: pd.DataFrame, 
         ax.grid(False, axis="x")
     for marker, label in (("o", "trained, an unseen person's prefix"), ("s", "trained, no prefix in front")):
         axes[0, 0].plot([], [], marker, color="#555555", ls="", label=label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    _legend_above(fig, *axes[0, 0].get_legend_handles_labels())
     return fig
 
 
@@ -125,7 +131,7 @@ def tax_prefixes(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         ax.grid(False, axis="x")
     for marker, kind in zip("soD^", kinds, strict=False):
         axes[0, 0].plot([], [], marker, color="#555555", ls="", label=kind)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    _legend_above(fig, *axes[0, 0].get_legend_handles_labels())
     return fig
 
 
@@ -140,8 +146,9 @@ def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.
     step = 0.8 / len(hues)
     fig, ax = plt.subplots(figsize=(9, max(2.4, 1.5 + (0.21 + 0.12 * len(hues)) * len(labels))), layout="constrained")
     drawn = table[["low", "high", *({"paper_value"} & set(table))]].to_numpy(dtype=float).ravel()
-    drawn = drawn[~np.isnan(drawn)]
-    left, right = min(drawn, default=0) - 0.05, max(drawn, default=1) + 0.05
+    drawn = [*drawn[~np.isnan(drawn)], *([] if zero is None else [zero])] or [0, 1]
+    pad = 0.05 * (max(drawn) - min(drawn)) or 0.05
+    left, right = min(drawn) - pad, max(drawn) + pad
     for row in table.to_dict("records"):
         y = labels.index(row[label])
         _side(ax, y, row, left, right)
@@ -149,7 +156,7 @@ def forest(table: pd.DataFrame, label: str, xlabel: str, zero: float | None = 0.
     if zero is not None:
         ax.axvline(zero, color=INK, ls="--", lw=1)
     counts = table.groupby(label)["n_people"].max().to_dict() if "n_people" in table else {}
-    ticks = [str(text) + (f"  (n={counts[text]})" if counts else "") for text in labels]
+    ticks = [_label(label, text) + (f"  (n={counts[text]})" if counts else "") for text in labels]
     ax.set_yticks(range(len(labels)), ticks)
     ax.set(xlabel=xlabel, xlim=(left, right), ylim=(len(labels) - 0.4, -0.6))
     ax.grid(False, axis="y")
@@ -171,15 +178,14 @@ def by_items(table: pd.DataFrame, ylabel: str, col: str, ends: Mapping[str, floa
         for k, name in enumerate(names):
             rows = table[(table[col] == panel) & (table["bridge"] == name)].sort_values("items")
             at = rows["items"].map(places) + 0.06 * (k - (len(names) - 1) / 2)
-            color = list(PREFIX_COLORS.values())[3 + k]
+            color = BRIDGE_COLORS.get(name, INK)
             ax.plot(at, rows["accuracy"], "osD^v"[k % 5], ls="-", color=color, ms=5, label=name)
             ax.vlines(at, rows["low"], rows["high"], color=color, lw=1.4)
         for (name, level), style in zip((ends or {}).items(), ("--", ":"), strict=False):
             ax.axhline(level, color=INK, ls=style, lw=1.2, label=name)
         ax.set_xticks(list(places.values()), [f"{x:g}" for x in places])
         ax.set(title=str(panel), xlabel=xlabel, ylabel=ylabel if ax is axes[0, 0] else "")
-    handles = axes[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside upper center", ncols=min(5, len(handles[1])), frameon=False)
+    _legend_above(fig, *axes[0, 0].get_legend_handles_labels())
     return fig
 
 
@@ -213,8 +219,7 @@ def _forest_legend(fig: Figure, ax: plt.Axes, table: pd.DataFrame, hue: str | No
         ax.plot([], [], "o", color=PREFIX_COLORS[prefix], ls="", label=_label(hue, prefix))
     if "paper_value" in table:
         ax.plot([], [], "o", mfc="white", mec=INK, ls="", label="paper")
-    if named := ax.get_legend_handles_labels()[1]:
-        fig.legend(loc="outside upper center", ncols=min(6, len(named)), frameon=False)
+    _legend_above(fig, *ax.get_legend_handles_labels())
 
 
 def _bars(ax: plt.Axes, rows: pd.DataFrame, x: str, hue: str | None, color: str) -> None:
@@ -234,8 +239,10 @@ def _bars(ax: plt.Axes, rows: pd.DataFrame, x: str, hue: str | None, color: str)
         ax.plot([at, at], [row["low"], row["high"]], color=INK, lw=1.3)
     ticks, differ = _ordered(x, rows[x]), rows.n_people.nunique() > 1 and not hue
     counts = {row[x]: f"\nn={row['n_people']}" if differ else "" for row in rows.to_dict("records")}
-    turn = {"rotation": 35, "ha": "right"} if len(ticks) > 4 and x != "setting" else {}
-    ax.set_xticks(range(len(ticks)), [_label(x, tick) + counts[tick] for tick in ticks], fontsize=8, **turn)
+    texts = [_label(x, tick) + counts[tick] for tick in ticks]
+    crowded = len(ticks) > 4 or any(len(line) > 11 for text in texts for line in text.splitlines())
+    turn = {"rotation": 35, "ha": "right"} if crowded and x != "setting" else {}
+    ax.set_xticks(range(len(ticks)), texts, fontsize=8, **turn)
     ax.set_xlim(-0.6, len(ticks) - 0.4)
     ax.grid(False, axis="x")
 
@@ -247,8 +254,14 @@ def _legend(fig: Figure, axes: np.ndarray, hue: str | None, summary: pd.DataFram
     for value in _ordered(hue, summary[hue]) if hue else []:
         alpha = 0.45 if hue == "trained" and value else 1.0
         handles[_label(hue, value)] = Patch(color=COLORS.get(value, "#555555"), alpha=alpha)
-    columns = -(-len(handles) // -(-len(handles) // 6))
-    fig.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
+    _legend_above(fig, list(handles.values()), list(handles))
+
+
+def _legend_above(fig: Figure, handles: list, labels: list[str]) -> None:
+    """A legend over all panels, in rows of about equal length that the figure is wide enough for; none if empty."""
+    if labels:
+        rows = -(-len(labels) // max(2, int(fig.get_figwidth() / 1.55)))
+        fig.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows), frameon=False)
 
 
 def _paper_marks(ax: plt.Axes, paper: pd.DataFrame, rows: pd.DataFrame, x: str, hue: str | None) -> None:
@@ -284,6 +297,9 @@ def _places(rows: pd.DataFrame, x: str, hue: str | None) -> tuple[dict, float]:
 
 
 def _label(column: str, value: object) -> str:
+    """How a value is written in a figure; names that a reader looks up in a table stay as they are there."""
+    if column in ("claim_id", "system"):
+        return str(value)
     if column == "trained":
         return "person seen in training" if value else "unseen person"
     return SETTINGS[value][0] if column == "setting" and value in SETTINGS else str(value).replace("_", " ")

@@ -21,6 +21,7 @@ from helpers.artifacts import Store
 from helpers.figures import (
     BLUE,
     INK,
+    KIND_COLORS,
     PREFIX_COLORS,
     PREFIX_ORDER,
     SETTINGS,
@@ -34,7 +35,7 @@ from helpers.figures import (
     tax_prefixes,
 )
 
-__all__ = ["BLUE", "INK", "PREFIX_COLORS", "PREFIX_ORDER", "SETTINGS", "VERDICTS", "accuracy_bars", "by_items",
+__all__ = ["BLUE", "INK", "KIND_COLORS", "PREFIX_COLORS", "PREFIX_ORDER", "SETTINGS", "VERDICTS", "accuracy_bars", "by_items",
            "equity_scatter", "forest", "records", "sensitivity", "source", "stamp", "table", "tax_people", "tax_prefixes",
            "theme"]
 

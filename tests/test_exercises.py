@@ -1,6 +1,7 @@
 """Exercises: blanks made from solutions, and every solution passes the check of its own cell."""
 
 import json
+import textwrap
 
 import nbformat
 import pytest
@@ -10,6 +11,25 @@ from helpers import ROOT, exercises
 from helpers.artifacts import open_run
 
 NOTEBOOKS = sorted(path.stem for path in exercises.NOTEBOOKS.glob("*.ipynb"))
+WRONG = {  # answers that a student might give; for the others -1 is as wrong as anything
+    "06_prompting": '("chosen", "chosen")', "10_prefix_sensitivity": '("unseen", "unseen_removed")', "11_equity": "62",
+    "12_generation": "59", "13_alignment_tax": "20", "14_alignx": "3",
+    "15_claims": '("mt tag divergent", "mt persona_gold divergent")', "16_your_own": "2",
+}
+REFUSED = """try:
+{}
+except AssertionError:
+    print("refused")
+else:
+    raise RuntimeError("a wrong answer passes")"""
+
+
+def wrongly(solved: str, answer: str) -> str:
+    """The exercise with a wrong answer; the cell fails unless its check refuses it."""
+    lines = solved.splitlines()
+    last = max(i for i, line in enumerate(lines) if "# solution" in line)
+    lines[last] = f"{lines[last].split(' = ')[0]} = {answer}"
+    return REFUSED.format(textwrap.indent("\n".join(lines), "    "))
 
 
 def test_a_marked_line_becomes_a_blank_and_keeps_its_hint():
@@ -41,13 +61,17 @@ def test_the_notebooks_hold_the_blanks_of_the_solutions(stem):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", NOTEBOOKS)
-def test_solutions_pass_their_checks(stem, monkeypatch):
+def test_the_checks_pass_solutions_and_refuse_wrong_answers(stem, monkeypatch):
     """In the run `smoke` of this clone, whose missing tables the notebook makes first."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a kernel is a process of its own
     open_run("smoke")
-    plain = json.loads((exercises.NOTEBOOKS / f"{stem}.ipynb").read_text())
-    notebook = nbformat.reads(json.dumps(exercises.fill(plain, exercises.solutions(stem))), as_version=4)
+    plain, solved = json.loads((exercises.NOTEBOOKS / f"{stem}.ipynb").read_text()), exercises.solutions(stem)
+    notebook = nbformat.reads(json.dumps(exercises.fill(plain, solved)), as_version=4)
+    for at in [i for i, cell in enumerate(notebook.cells) if "exercise" in cell["metadata"].get("tags", ())][::-1]:
+        wrong = wrongly(notebook.cells[at]["source"], WRONG.get(stem, "-1"))
+        notebook.cells.insert(at, nbformat.v4.new_code_cell(wrong, metadata={"tags": ["wrong"]}))
     NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    solved = [cell for cell in notebook.cells if "exercise" in cell["metadata"].get("tags", ())]
-    assert solved
-    assert all(cell["execution_count"] and "# solution" in cell["source"] for cell in solved)
+    done = {tag: [cell for cell in notebook.cells if tag in cell["metadata"].get("tags", ())] for tag in ("exercise", "wrong")}
+    assert len(done["exercise"]) == len(done["wrong"]) == len(solved) > 0
+    assert all(cell["execution_count"] and "# solution" in cell["source"] for cell in done["exercise"])
+    assert all(cell["outputs"][-1]["text"].endswith("refused\n") for cell in done["wrong"])
