@@ -191,7 +191,7 @@ def by_items(table: pd.DataFrame, ylabel: str, col: str, ends: Mapping[str, floa
 
 def _ordered(column: str, values: pd.Series) -> list:
     """The column's values in the order in which they are always drawn."""
-    orders = {"prefix": PREFIX_ORDER, "setting": tuple(SETTINGS), "kind": ("personal", "divergent")}
+    orders = {"prefix": PREFIX_ORDER, "setting": tuple(SETTINGS), "kind": tuple(KIND_COLORS), "trained": (True, False)}
     known = orders.get(column, ())
     found = list(dict.fromkeys(values))
     return [value for value in known if value in found] + [value for value in found if value not in known]

@@ -40,6 +40,8 @@ __all__ = ["BLUE", "INK", "KIND_COLORS", "PREFIX_COLORS", "PREFIX_ORDER", "SETTI
            "theme"]
 
 WORLD = "simulated world"
+LEFT = [{"selector": "th, td, caption", "props": "text-align: left"}, {"selector": "caption", "props": "white-space: nowrap"}]
+MONO = "font: 0.85em/1.4 ui-monospace, monospace"  # the pages of nbconvert have no such font for what a cell returns
 _captions = {"before": ""}  # what `theme` puts before every caption
 
 
@@ -86,7 +88,7 @@ def table(df: pd.DataFrame, caption: str = "", ours: bool = True) -> Styler:
     caption = " · ".join(filter(None, [_captions["before"] if ours else "", caption]))
     flat = df.map(lambda v: ", ".join(map(str, v)) if isinstance(v, list | np.ndarray) else v)
     styled = flat.style.format(precision=3, escape="html", na_rep="–").format_index(escape="html", axis=1)
-    styled = styled.hide(axis="index").set_caption(escape(caption)).set_properties(**{"text-align": "left"})
+    styled = styled.hide(axis="index").set_caption(escape(caption)).set_table_styles(LEFT)
     if "verdict" in flat:
         styled = styled.map(lambda v: f"color:{VERDICTS[v][0]};font-weight:600", subset=["verdict"])
     return styled
@@ -96,5 +98,5 @@ def source(fn: object) -> HTML:
     """The source of a helper, as it is tested, with its file and line."""
     code, line = inspect.getsource(fn), inspect.getsourcelines(fn)[1]
     where = Path(inspect.getsourcefile(fn)).resolve().relative_to(ROOT)
-    body = highlight(code, PythonLexer(), HtmlFormatter(noclasses=True, style="friendly"))
+    body = highlight(code, PythonLexer(), HtmlFormatter(noclasses=True, style="friendly", prestyles=MONO))
     return HTML(f"<div><small>{escape(str(where))}, line {line}</small>{body}</div>")
