@@ -46,7 +46,7 @@ def accuracy_bars(
     panels = _ordered(col, summary[col]) or ["no rows"]
     shape = (len(panels), 1) if rows else (1, len(panels))
     wide = 0.85 + 0.62 * min(7, summary.groupby(col)[x].nunique().max() if len(summary) else 7)
-    size = (10.5, 3.1 * len(panels)) if rows else (wide * len(panels), 3.6)
+    size = (10.5, 3.1 * len(panels)) if rows else (max(4.5, wide * len(panels)), 3.6)
     fig, axes = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels, strict=True):
         of_panel = summary[summary[col] == panel]
@@ -260,7 +260,7 @@ def _legend(fig: Figure, axes: np.ndarray, hue: str | None, summary: pd.DataFram
 def _legend_above(fig: Figure, handles: list, labels: list[str]) -> None:
     """A legend over all panels, in rows of about equal length that the figure is wide enough for; none if empty."""
     if labels:
-        rows = -(-len(labels) // max(2, int(fig.get_figwidth() / 1.55)))
+        rows = -(-len(labels) // max(1, int(fig.get_figwidth() / 1.55)))
         fig.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows), frameon=False)
 
 

@@ -88,6 +88,8 @@ def table(df: pd.DataFrame, caption: str = "", ours: bool = True) -> Styler:
     caption = " · ".join(filter(None, [_captions["before"] if ours else "", caption]))
     flat = df.map(lambda v: ", ".join(map(str, v)) if isinstance(v, list | np.ndarray) else v)
     styled = flat.style.format(precision=3, escape="html", na_rep="–").format_index(escape="html", axis=1)
+    whole = [name for name, of in flat.select_dtypes("float").items() if (of.dropna() % 1 == 0).all() and of.abs().max() > 1]
+    styled = styled.format(precision=0, na_rep="–", subset=whole)
     styled = styled.hide(axis="index").set_caption(escape(caption)).set_table_styles(LEFT)
     if "verdict" in flat:
         styled = styled.map(lambda v: f"color:{VERDICTS[v][0]};font-weight:600", subset=["verdict"])

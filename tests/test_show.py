@@ -107,6 +107,37 @@ def test_the_forest_shows_estimate_interval_side_and_the_papers_value():
     assert ax.get_yticklabels()[0].get_text() == "a  (n=9)"
 
 
+def test_a_forest_frames_its_intervals_and_the_dashed_line():
+    # lowest .02, highest .04, dashed line at 0: a frame from -.002 to .042, a twentieth beyond both ends
+    ax = show.forest(pd.DataFrame([claim(estimate=0.03, low=0.02, high=0.04)]), "claim_id", "difference").axes[0]
+    assert ax.get_xlim() == pytest.approx((-0.002, 0.042))
+
+
+def test_labels_are_words_and_identifiers_stay_as_in_the_tables():
+    rows = pd.DataFrame([claim(claim_id="gold_level", prefix="few_shot")])
+    written = {name: show.forest(rows, name, "x").axes[0].get_yticklabels()[0].get_text() for name in ("claim_id", "prefix")}
+    assert written == {"claim_id": "gold_level  (n=9)", "prefix": "few shot  (n=9)"}
+
+
+def test_long_labels_are_turned_and_the_legend_fits_its_figure():
+    fig = show.accuracy_bars(summary(prefix=["none", "persona_gold"] * 2, kind="divergent", trained=[True, True, False, False]),
+                             hue="trained", baseline={"divergent": 0.5})
+    assert {tick.get_rotation() for tick in fig.axes[0].get_xticklabels()} == {35.0}
+    fig.canvas.draw()
+    assert fig.legends[0].get_window_extent().width <= fig.bbox.width
+    lights = [bar.get_alpha() for bar in sorted(bars(fig), key=lambda bar: bar.get_x())]
+    assert lights == [0.45, 1.0, 0.45, 1.0]  # seen people left of unseen ones, whatever the order of the rows
+
+
+def test_a_bridge_has_one_colour_in_every_figure():
+    rows = pd.DataFrame({"measure": "found", "bridge": ["golden", "inferred"], "items": 1})
+    rows = rows.assign(accuracy=0.5, low=0.4, high=0.6)
+    for table in (rows, rows[::-1]):
+        lines = {line.get_label(): line for line in show.by_items(table, "share", "measure").axes[0].lines}
+        assert lines["golden"].get_color() == show.PREFIX_COLORS["persona_gold"]
+        assert lines["inferred"].get_color() == show.PREFIX_COLORS["persona_gpt4"]
+
+
 def test_records_are_printed_raw_and_whole(capsys):
     show.records(pd.DataFrame({"text": ["one\ntwo", "", "never"], "axes": [["diet", "age"], [], []]}), n=2)
     out = capsys.readouterr().out
@@ -123,6 +154,13 @@ def test_tables_escape_text_headers_lists_and_captions():
     assert html.count("&lt;script&gt;") == 4
     assert "1.235" in html
     assert "–" in html
+
+
+def test_counts_have_no_decimals_and_shares_keep_theirs():
+    # mean tokens and a missing count are floats to pandas; a share of exactly 1 stays 1.000
+    html = show.table(pd.DataFrame({"tokens": [10.0, np.nan], "share": [1.0, 0.0], "mean": [2.5, 3.0]})).to_html()
+    found = [cell.split("<")[0] for cell in html.split('class="data ')[1:] for cell in [cell.split(">")[1]]]
+    assert found == ["10", "1.000", "2.500", "–", "0.000", "3.000"]
 
 
 def test_captions_of_a_simulated_run_say_so_and_the_papers_numbers_do_not(store):
