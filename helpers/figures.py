@@ -14,7 +14,8 @@ PREFIX_COLORS = {  # Okabe and Ito's palette: the same colour for the same prefi
     "persona_gpt4": "#0072B2", "persona_gold": "#009E73", "name": "#D55E00",
 }
 PREFIX_ORDER = tuple(PREFIX_COLORS)
-KIND_COLORS = {"personal": "#999933", "divergent": "#332288"}  # of Tol's palette, where nothing else is coloured
+OTHER_COLORS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#DDCC77")  # Tol's: what is no prefix
+KIND_COLORS = {"personal": "#999933", "divergent": "#332288"}
 BRIDGE_COLORS = {  # notebook 14: what says the same as a prefix has its colour
     "raw pairs (ICA)": PREFIX_COLORS["few_shot"], "averaged": "#882255", "inferred": PREFIX_COLORS["persona_gpt4"],
     "head": "#999933", "golden": PREFIX_COLORS["persona_gold"],

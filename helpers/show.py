@@ -22,6 +22,7 @@ from helpers.figures import (
     BLUE,
     INK,
     KIND_COLORS,
+    OTHER_COLORS,
     PREFIX_COLORS,
     PREFIX_ORDER,
     SETTINGS,
@@ -50,7 +51,7 @@ def theme(store: Store | None = None) -> None:
     _captions["before"] = WORLD if store and store.profile.simulated else ""
     look = {"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E6E6E6",
             "axes.edgecolor": "#888888", "hatch.linewidth": 0.6}
-    sns.set_theme(style="whitegrid", palette=list(PREFIX_COLORS.values()), font_scale=0.85, rc=look)
+    sns.set_theme(style="whitegrid", palette=OTHER_COLORS, font_scale=0.85, rc=look)
 
 
 def stamp(fig: Figure, store: Store, n: int | str) -> Figure:
@@ -89,7 +90,8 @@ def table(df: pd.DataFrame, caption: str = "", ours: bool = True) -> Styler:
     flat = df.map(lambda v: ", ".join(map(str, v)) if isinstance(v, list | np.ndarray) else v)
     styled = flat.style.format(precision=3, escape="html", na_rep="–").format_index(escape="html", axis=1)
     whole = [name for name, of in flat.select_dtypes("float").items() if (of.dropna() % 1 == 0).all() and of.abs().max() > 1]
-    styled = styled.format(precision=0, na_rep="–", subset=whole)
+    long = [name for name, of in flat.items() if any(isinstance(text, str) and len(text) > 60 for text in of)]
+    styled = styled.format(precision=0, na_rep="–", subset=whole).set_properties(long, **{"min-width": "15em"})
     styled = styled.hide(axis="index").set_caption(escape(caption)).set_table_styles(LEFT)
     if "verdict" in flat:
         styled = styled.map(lambda v: f"color:{VERDICTS[v][0]};font-weight:600", subset=["verdict"])

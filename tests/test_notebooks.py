@@ -45,6 +45,16 @@ def test_no_outputs_no_definitions_no_drawers(stem):
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_tables_and_sources_are_seen(stem):
+    """Jupyter shows the last expression of a cell; one inside a block, or before others, has to be displayed."""
+    for cell in cells(stem, "code"):
+        tree = ast.parse(source(cell))
+        lost = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)} - {getattr(tree.body[-1], "value", None)}
+        called = {ast.unparse(value.func) for value in lost if isinstance(value, ast.Call)}
+        assert not called & {"show.table", "show.source", "HTML"}, source(cell)[:80]
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
 def test_the_title_asks_and_the_header_tells(stem):
     header = source(cells(stem, "markdown")[0])
     assert header.splitlines()[0].endswith("?")
