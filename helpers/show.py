@@ -91,7 +91,7 @@ def table(df: pd.DataFrame, caption: str = "", ours: bool = True) -> Styler:
     styled = flat.style.format(precision=3, escape="html", na_rep="–").format_index(escape="html", axis=1)
     whole = [name for name, of in flat.select_dtypes("float").items() if (of.dropna() % 1 == 0).all() and of.abs().max() > 1]
     long = [name for name, of in flat.items() if any(isinstance(text, str) and len(text) > 60 for text in of)]
-    styled = styled.format(precision=0, na_rep="–", subset=whole).set_properties(long, **{"min-width": "15em"})
+    styled = styled.format(precision=0, na_rep="–", subset=whole).set_properties(long, **{"min-width": "14em"})
     styled = styled.hide(axis="index").set_caption(escape(caption)).set_table_styles(LEFT)
     if "verdict" in flat:
         styled = styled.map(lambda v: f"color:{VERDICTS[v][0]};font-weight:600", subset=["verdict"])
