@@ -130,6 +130,8 @@ def tax_prefixes(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         ax.set_xticks(range(len(names)), [_label("prefix", name) for name in names], rotation=35, ha="right", fontsize=8)
         ax.set(title=title, xlim=(-0.6, len(names) - 0.4), ylabel="change of accuracy" if ax is axes[0, 0] else "")
         ax.grid(False, axis="x")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(min(low, -0.05), max(high, 0.05))  # where nothing changed, no noise of the last digit
     for marker, kind in zip("soD^", kinds, strict=False):
         axes[0, 0].plot([], [], marker, color="#555555", ls="", label=kind)
     _legend_above(fig, *axes[0, 0].get_legend_handles_labels())
