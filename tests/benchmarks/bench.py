@@ -269,7 +269,9 @@ def _in_a_process(*one: str | int | argparse.Namespace) -> dict:
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(*found.values(), flush=True)
+    return found
 
 
 def _weights(model: torch.nn.Module) -> int:
