@@ -18,7 +18,7 @@ from transformers import AttentionInterface, DynamicCache
 
 IGNORE = -100
 SOFT = -1  # stands in a prompt for a token that is given as a vector
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a batch
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
 LOGITS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time without gradients: in a CPU's cache they are quicker
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")

@@ -18,7 +18,6 @@ from helpers import ROOT, artifacts, fingerprint, grid, models, scoring
 from helpers.sharing import Asked
 
 CHUNK = 512  # prompts that are computed and written together
-CODE = ("dpo", "fused", "models", "references", "scoring", "sharing")  # what the numbers follow from, beside the model
 
 
 def score(rows: pd.DataFrame, policy: Any, side: str, folder: Path, workers: int = 1, executor: str = "loky",
@@ -75,7 +74,8 @@ def _read(folder: Path) -> dict[str, float]:
 
 def _made_by(policy: Any) -> str:
     """What the numbers follow from beside the tokens: the model's files or its name, precision, our code."""
-    code = [fingerprint.digest(ROOT / "helpers" / f"{name}.py") for name in CODE]
+    code = [fingerprint.digest(ROOT / path) for path in sorted(fingerprint.modules("from helpers import scoring").values())]
+    code.append(fingerprint.digest(Path(__file__)))
     weights = fingerprint.digest(ROOT / Path(policy.path).expanduser())
     return _digest([policy.path, weights, policy.dtype, str(policy.load_in_4bit), *code])
 
