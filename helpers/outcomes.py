@@ -74,7 +74,8 @@ def steered(teacher: Teacher, answers: pd.DataFrame, asked: pd.DataFrame, eviden
     answers: rows of generation.answer for the systems golden and flipped; asked: persona_id, question_id, prompt.
     Returns persona_id, correct (on some turned dimension as told, on none against it) and against (the reverse).
     """
-    both = answers.pivot(index=["persona_id", "question_id"], columns="system", values="text").dropna().reset_index()
+    both = answers.pivot(index=["persona_id", "question_id"], columns="system", values="text")
+    both = both.reindex(columns=["golden", "flipped"]).dropna().reset_index()  # nobody may have an opposite
     both = both.merge(asked[["persona_id", "question_id", "prompt"]])
     both = both.rename(columns={"golden": "chosen", "flipped": "rejected"})
     both = both.assign(pair_id=both["persona_id"] + ":" + both["question_id"])

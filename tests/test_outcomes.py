@@ -49,3 +49,4 @@ def test_steered_counts_answers_that_lean_as_told(four):
     found = outcomes.steered(four.teacher, answers, asked, four.evidence, CFG).set_index("persona_id")
     assert found["correct"].to_dict() == {"p01": True, "p02": False, "p03": False}
     assert found["against"].to_dict() == {"p01": False, "p02": True, "p03": False}
+    assert outcomes.steered(four.teacher, answers[answers["system"] == "golden"], asked, four.evidence, CFG).empty
