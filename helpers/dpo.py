@@ -18,7 +18,7 @@ from transformers import AttentionInterface, DynamicCache
 
 IGNORE = -100
 SOFT = -1  # stands in a prompt for a token that is given as a vector
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a batch
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
 LOGITS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time without gradients: in a CPU's cache they are quicker
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -105,7 +105,8 @@ class Heads(DynamicCache):
 
     def behind(self, rows: Tensor) -> "Heads":
         """This cache, set to a batch: rows [n] says which head stands in front of each."""
-        self.rows, self.longest = rows, int(self.lengths[rows].max())
+        self.rows = rows.to(self.lengths.device)
+        self.longest = int(self.lengths[self.rows].max())
         return self
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
@@ -147,9 +148,9 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads 
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
 
 
-def answer_means(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def answer_means(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
     """Mean of the last hidden states over each answer [n, K, hidden], from the last token of the prompt on."""
-    hidden, k = last_hidden(model, batch).float(), batch["counts"].shape[1]
+    hidden, k = last_hidden(model, batch, cache).float(), batch["counts"].shape[1]
     mine = batch["segments"][:, None, :] == torch.arange(1, k + 1, device=hidden.device)[:, None]
     return mine.to(hidden.dtype) @ hidden / mine.sum(-1, keepdim=True)
 

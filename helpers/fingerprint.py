@@ -40,7 +40,7 @@ def fingerprint(store: "Store", stage: str, without: Iterable[str] = ()) -> str:
     }
     if "helpers.tax" in helpers:
         parts["tasks"] = digest(ROOT / "data/tasks")
-    if "helpers.alignx" in helpers:
+    if "helpers.bridges" in helpers:
         parts["alignx"] = digest(ROOT / "data/alignx")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

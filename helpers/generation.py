@@ -7,7 +7,7 @@ A system is a policy (the base, or an adapter trained on other people) with a pr
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -179,15 +179,9 @@ def _main_policies(policies: pd.DataFrame, cfg: Profile) -> pd.Series:
 
 
 def _answer_all(rows: pd.DataFrame, adapter: str | Path, cfg: Profile, seed: int, file: Path) -> None:
-    base, tokenizer = _base(cfg.policy)
+    base, tokenizer = models.base(cfg.policy)
     with models.one_thread(), models.adapted(base, adapter) as model, atomic(file) as part:
         part.write_text(json.dumps(_sample(model, tokenizer, rows, cfg, seed)))
-
-
-@lru_cache(maxsize=1)
-def _base(policy) -> tuple:
-    """Loaded once in the life of a worker."""
-    return models.load_policy(policy)
 
 
 def _sample(model, tokenizer, rows: pd.DataFrame, cfg: Profile, seed: int) -> list[str]:

@@ -9,7 +9,9 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import StringIO
+from itertools import chain
 from logging import ERROR, getLogger
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from helpers import dpo, grid, models
+from helpers import grid, models, scoring
 from helpers.artifacts import atomic
+from helpers.sharing import Asked
 from helpers.tax import FOLDER
 
 BATCH = {"cpu": 32, "cuda": 16}  # sequences computed at a time
@@ -61,7 +64,7 @@ def run(cells: Sequence[Cell], workers: int, executor: str = "loky") -> pd.DataF
 
 def run_cell(cell: Cell) -> None:
     """Evaluate one cell on this process's base and leave its file behind."""
-    base, tokenizer = _base(cell.policy)
+    base, tokenizer = models.base(cell.policy)
     small = base.device.type == "cpu" and not getattr(base, "is_quantized", False)
     with models.one_thread(), models.adapted(base, cell.adapter) as model:
         model = models.merged_copy(model) if cell.adapter and small else model
@@ -116,38 +119,31 @@ def takes_system_text(policy: Any, tokenizer) -> bool:
 
 
 class _Sharing(HFLM):
-    """The harness's model; the context of a question is computed once for all its choices (`dpo.pack`).
+    """The harness's model; the context of a question is computed once for all its choices (helpers.scoring).
 
     The harness itself computes it for every choice, and log-probabilities of the whole vocabulary at every token.
     """
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs=None) -> list[tuple[float, bool]]:
         """(summed log-probability, False) of each (texts, context, continuation): no task of choices reads the second."""
-        found, choices = {}, defaultdict(list)
+        choices = defaultdict(list)
         for i, (_, context, _) in enumerate(requests):
             choices[tuple(context)].append(i)
-        questions = [at for context, at in choices.items() if len(at) > 1
-                     and len(context) + max(len(requests[i][2]) for i in at) <= self.max_length]
-        for n in {len(at) for at in questions}:
-            found |= self._of_choices(requests, [at for at in questions if len(at) == n])
+        found = self._of_choices(requests, [at for context, at in choices.items() if len(at) > 1
+                                 and len(context) + max(len(requests[i][2]) for i in at) <= self.max_length])
         rest = [i for i in range(len(requests)) if i not in found]
         plain = super()._loglikelihood_tokens([requests[i] for i in rest], disable_tqdm, override_bs) if rest else []
         found |= dict(zip(rest, plain, strict=True))
         return [found[i] for i in range(len(requests))]
 
-    @torch.inference_mode()
     def _of_choices(self, requests, questions: list[list[int]]) -> dict[int, tuple[float, bool]]:
-        """The same for questions of as many choices each: a row holds a context and its choices."""
-        dpo.check_model(self.model)
-        rows, found = [(requests[at[0]][1], [requests[i][2] for i in at]) for at in questions], {}
-        half = self.mixed_precision_dtype
-        for batch in dpo.budget_batches([dpo.row_length(*row) for row in rows], dpo.TOKEN_BUDGET[self.device.type]):
-            packed = dpo.pack([rows[i][0] for i in batch], [rows[i][1] for i in batch])
-            with torch.autocast(self.device.type, half, enabled=half is not None):
-                sums = dpo.answer_logps(self.model, {name: values.to(self.device) for name, values in packed.items()})
-            for i, logps in zip(batch, sums.tolist(), strict=True):
-                found |= {request: (logp, False) for request, logp in zip(questions[i], logps, strict=True)}
-        return found
+        """The same for questions of several choices; what all contexts begin with is their head."""
+        contexts = [requests[at[0]][1] for at in questions]
+        head = len(commonprefix(contexts))
+        asked = [Asked(context, [requests[i][2] for i in at], 0, 0, head)
+                 for context, at in zip(contexts, questions, strict=True)]
+        sums = scoring.answer_sums(self.model, asked, dtype="bfloat16" if self.mixed_precision_dtype else "float32")
+        return {i: (logp, False) for i, logp in zip(chain.from_iterable(questions), sums.tolist(), strict=True)}
 
 
 def _accuracy(task: str, sample: Mapping[str, Any]) -> float:
@@ -194,12 +190,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
-
-
-@lru_cache(maxsize=1)
-def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
-    """Loaded once in the life of a worker; adapters come and go on it."""
-    return models.load_policy(policy)
 
 
 @lru_cache(maxsize=1)

@@ -6,15 +6,11 @@ truncated and unparsable answers are outcomes, never guesses. The key comes from
 """
 
 import asyncio
-import hashlib
 import json
 import os
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
 
@@ -22,24 +18,19 @@ import httpx2
 import openai
 from openai.types import Batch
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, ValidationError
 from tqdm.auto import tqdm
 
-from helpers import batches
+from helpers import batches, completions
+from helpers.completions import MAX_ANSWER_TOKENS, Answer, Request
 from helpers.ledger import BudgetExceeded, CacheError, Ledger, Paid, TeacherError, new_owner, price, prices_file
+from helpers.pacing import RETRIED, Pace, wait_seconds
 from helpers.world import teacher as simulated
 from helpers.world.facts import load_world
 
 __all__ = ["Answer", "BudgetExceeded", "CacheError", "Request", "Teacher", "TeacherError", "connect"]
-MAX_ANSWER_TOKENS = 2048
-LONGEST_WAIT_SECONDS = 120.0  # a server that wants a longer one ends the run, which can be resumed
 POLL_SECONDS = 0.2  # while another process has the same request under way
-RETRIED = (408, 409, 429)  # and 500 or more
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 BATCHED = ("judge", "judge_lab")  # tags of what goes through the Batch API, if teacher.batch_api
-OUTCOMES = {"refusal": "refused", "content_filter": "refused", "length": "truncated"}
-SHAPE = "Answer with one JSON object that fits this JSON schema, and with nothing else:\n"
-REPAIR = "That does not fit the JSON schema ({error}). Give the same answer as JSON that fits, and nothing else."
 ADVICE = {
     openai.AuthenticationError: "The key in {key} was not accepted: it may be wrong or expired. Export a valid one.",
     openai.PermissionDeniedError: "The key in {key} may not use this model.",
@@ -50,35 +41,6 @@ ADVICE = {
                            "your limits; if the account is out of credit, fill it up.",
     openai.APITimeoutError: "No answer within teacher.timeout_seconds.",
     openai.APIConnectionError: "Is there a server at teacher.base_url, and can it be reached from here?"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """One chat completion. To ask the same again, change the seed: the cache gives the first answer else.
-
-    Put what is the same in all requests first: servers that cache prompts charge less for a beginning they know.
-    """
-
-    messages: Sequence[dict[str, str]]
-    schema: type[BaseModel] | None = None
-    tag: str = ""
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back. outcome: ok, unparsable (breaks the schema, or empty), refused, truncated.
-
-    cost_usd is what was paid when the answer was bought; `cached` says that it was not paid for this time.
-    """
-
-    text: str
-    parsed: BaseModel | None
-    outcome: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    cached: bool
 
 
 def connect(store) -> "Teacher":
@@ -112,7 +74,7 @@ class Teacher:
         """
         answers, paid = self._answers(requests, desc)
         broken = [i for i, p in enumerate(paid) if p.how == "prompt" and answers[i].outcome == "unparsable"]
-        mended, _ = self._answers([_repair(requests[i], answers[i]) for i in broken], f"{desc}, repairs")
+        mended, _ = self._answers([completions.repair(requests[i], answers[i]) for i in broken], f"{desc}, repairs")
         for i, new in zip(broken, mended, strict=True):
             old = answers[i]
             answers[i] = replace(
@@ -127,13 +89,13 @@ class Teacher:
         return {"model": self.model, **self._ledger.totals()}
 
     def _answers(self, requests: Sequence[Request], desc: str) -> tuple[list[Answer], list[Paid]]:
-        keys = [_key(self._canonical(request)) for request in requests]
+        keys = [completions.key(self._canonical(request)) for request in requests]
         wanted = dict(zip(keys, requests, strict=True))
         job = _Job({key: request for key, request in wanted.items() if self._ledger.get(key) is None})
         if job.missing:
             self._buy(job, desc)
         paid = [self._ledger.get(key) for key in keys]
-        return [_answer(p, request.schema, p.key not in job.bought)
+        return [completions.answer(p, request.schema, p.key not in job.bought)
                 for p, request in zip(paid, requests, strict=True)], paid
 
     def _buy(self, job: "_Job", desc: str) -> None:
@@ -222,7 +184,7 @@ class Teacher:
         return False
 
     async def _send(self, client: openai.AsyncOpenAI, request: Request, failed: int) -> ChatCompletion:
-        await self._pace.turn(_tokens(request))
+        await self._pace.turn(completions.prompt_tokens(request))
         attempt = {"x-stainless-retry-count": str(failed)}  # as the client says it for retries of its own
         try:
             async with asyncio.timeout(self.settings.timeout_seconds):  # for the whole; the client's is for each read
@@ -243,7 +205,7 @@ class Teacher:
         (self._ledger.release if turned_down else self._ledger.doubt)(job.owner, key)
         if failed < self.settings.max_retries and self._lacks_schema(request, str(error)):
             return 0.0
-        seconds = _wait_seconds(error, failed)
+        seconds = wait_seconds(error, failed)
         if seconds is None or failed >= self.settings.max_retries:
             raise error if isinstance(error, openai.APIError) else TeacherError(
                 f"{self.model} at {self.base_url}: answers that are no JSON, {failed + 1} times")
@@ -319,23 +281,15 @@ class Teacher:
         read, written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         again = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None) or 0
         cost_usd = self._cost(read, again, written) if usage else self._worst_usd(request)
-        outcome = _parse(text, finish, request.schema)[1]
+        outcome = completions.parse(text, finish, request.schema)[1]
         paid = Paid(key, request.tag, canonical, how, text, finish, outcome, read, written, float(share * cost_usd))
-        self._pace.learn(_tokens(request), read + written)
+        self._pace.learn(completions.prompt_tokens(request), read + written)
         self._ledger.keep(owner, paid)
         job.bought.add(key)
         job.done += 1
 
     def _body(self, request: Request, how: str) -> dict:
-        """The request as it is sent. how: "schema", or "prompt" for a server that knows no schemas."""
-        body = {"model": self.model, "messages": list(request.messages), "temperature": self.settings.temperature,
-                "seed": request.seed, "max_completion_tokens": MAX_ANSWER_TOKENS}
-        if request.schema and how == "schema":
-            shape = {"name": request.schema.__name__, "schema": request.schema.model_json_schema()}
-            body["response_format"] = {"type": "json_schema", "json_schema": shape | {"strict": True}}
-        elif request.schema:
-            body["messages"] = _told(request)
-        return body
+        return completions.body(request, how, self.model, self.settings.temperature)
 
     def _canonical(self, request: Request) -> str:
         """The request as JSON, however the server has to be asked: its sha256 is the key of the answer."""
@@ -361,28 +315,6 @@ class Teacher:
         return text.replace(self._key, "(key)") if len(self._key) >= 12 else text
 
 
-class Pace:
-    """Spaces requests evenly, so that neither limit (per minute; 0: none) is passed."""
-
-    def __init__(self, requests_per_minute: int, tokens_per_minute: int):
-        self._per_request = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
-        self._free = [0.0, 0.0]  # when the next request, and the next token, may go
-        self._surplus = 0.0  # running mean of tokens beyond those of the prompt, as estimated
-
-    async def turn(self, tokens: int) -> None:
-        """Wait until a request of so many prompt tokens may go."""
-        now = time.monotonic()
-        start = max(now, *self._free)
-        self._free = [start + self._per_request, start + self._per_token * (tokens + self._surplus)]
-        await asyncio.sleep(start - now)
-
-    def learn(self, tokens: int, used: int) -> None:
-        """A request of so many prompt tokens used so many in all: the next ones count on as many more."""
-        self._free[1] += self._per_token * (used - tokens - self._surplus)
-        self._surplus += 0.1 * (used - tokens - self._surplus)
-
-
 @dataclass
 class _Job:
     """What the workers of one `map` share."""
@@ -400,72 +332,3 @@ class _Job:
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.task.cancel)
-
-
-def _answer(paid: Paid, schema: type[BaseModel] | None, cached: bool) -> Answer:
-    parsed, outcome = _parse(paid.text, paid.finish, schema)
-    return Answer(paid.text, parsed, outcome, paid.prompt_tokens, paid.completion_tokens, paid.cost_usd, cached)
-
-
-def _parse(text: str, finish: str, schema: type[BaseModel] | None) -> tuple[BaseModel | None, str]:
-    """A typed outcome: an answer that breaks its schema is an outcome, not an exception, and is not guessed at."""
-    outcome = OUTCOMES.get(finish, "ok" if text.strip() else "unparsable")
-    if outcome != "ok" or not schema:
-        return None, outcome
-    try:
-        return schema.model_validate_json(text[text.find("{"):text.rfind("}") + 1]), "ok"
-    except ValidationError:
-        return None, "unparsable"
-
-
-def _told(request: Request) -> list[dict[str, str]]:
-    """The messages with the schema in words, at the end of the system message: the constant part stays first."""
-    shape = SHAPE + json.dumps(request.schema.model_json_schema(), sort_keys=True)
-    first, *rest = request.messages
-    if first["role"] == "system":
-        return [{"role": "system", "content": f"{first['content']}\n\n{shape}"}, *rest]
-    return [{"role": "system", "content": shape}, *request.messages]
-
-
-def _repair(request: Request, answer: Answer) -> Request:
-    """The request once more, with the answer that did not fit and what is wrong with it."""
-    try:
-        request.schema.model_validate_json(answer.text)
-        error = "there is more than the JSON"
-    except ValidationError as broken:
-        error = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in broken.errors()[:3])
-    turns = [{"role": "assistant", "content": answer.text},
-             {"role": "user", "content": REPAIR.format(error=error)}]
-    return replace(request, messages=[*request.messages, *turns], tag=f"{request.tag} repair")
-
-
-def _wait_seconds(error: Exception, failed: int) -> float | None:
-    """As long as the server says, else 0.5, 1, 2 … 8 seconds less up to a quarter; None: do not try again."""
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code not in RETRIED and error.status_code < 500 or error.code == "insufficient_quota":
-            return None
-        told = _retry_after(error.response.headers)
-        if told is not None:
-            return told if told <= LONGEST_WAIT_SECONDS else None
-    return min(0.5 * 2 ** failed, 8.0) * (1 - random.random() / 4)
-
-
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Seconds of retry-after-ms, or of retry-after as a number or a date; None without either."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        said = headers.get("retry-after", "")
-        seconds = float(said) if said[:1].isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
-        return max(0.0, seconds)
-    except ValueError:
-        return None
-
-
-def _tokens(request: Request) -> int:
-    """About the tokens of the prompt: four characters each."""
-    return sum(len(message["content"]) for message in request.messages) // 4 + 1
-
-
-def _key(canonical: str) -> str:
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -219,7 +219,7 @@ def bridge_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
 
 def turned_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
     """Share of rankings that turn with the directions, first "setting kind" minus second (notebook 14)."""
-    from helpers.alignx import turned
+    from helpers.outcomes import turned
 
     rows = turned(bench.table("alignx"))
     first, second = (rows[(rows["setting"] == s) & (rows["kind"] == k)] for s, k in (cell.split() for cell in cells))

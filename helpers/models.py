@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,15 @@ def load_policy(policy, adapter: str | Path = "") -> tuple[torch.nn.Module, PreT
 
     with peft_quiet():
         return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+
+
+@lru_cache(maxsize=1)
+def base(policy) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """`load_policy`, once in the life of a process: all that a worker does in turn shares one model, adapters come and go.
+
+    Whoever leaves half an adapter on it calls base.cache_clear().
+    """
+    return load_policy(policy)
 
 
 def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -153,9 +162,12 @@ def merged(model: torch.nn.Module, wanted: bool = True) -> Iterator[None]:
     Where weights are float32, that is; in others a small adapter would be rounded away. Afterwards the weights
     are what they were, bit for bit.
     """
+    if not wanted or not hasattr(model, "peft_config"):  # peft takes long to import
+        yield
+        return
     from peft.tuners.lora import Linear, LoraLayer
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if wanted else []
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     if not all(type(layer) is Linear and layer.get_base_layer().weight.dtype == torch.float32
                and not layer.disable_adapters and not layer.merged for layer in layers):
         layers = []
@@ -229,12 +241,6 @@ def resolve(path: str | Path, revision: str = "") -> str:
         raise FileNotFoundError(f"cannot get {path}{at}: {why} Expected it on the hub, or in its cache where "
                                 "HF_HUB_OFFLINE=1. A gated model needs a licence accepted there and HF_TOKEN; "
                                 "or name a folder instead.") from error
-
-
-def unpinned(cfg) -> list[str]:
-    """The models of a profile that come from the hub without a revision, so that they may change under a run."""
-    named = [part for part in (cfg.policy, cfg.reward, cfg.embedder) if not (ROOT / Path(part.path).expanduser()).is_dir()]
-    return [part.path for part in named if not part.revision]
 
 
 def bf16_available(device: str = "") -> bool:

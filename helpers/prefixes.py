@@ -1,7 +1,7 @@
 """The prefixes that describe a person to a model, their variants, and what they give away."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import numpy as np
@@ -234,16 +234,21 @@ def _write(prefix: str, variant: str, people: pd.DataFrame, shots: list[pd.DataF
                  for s in shots]
     ask, whom, writer = ((_policy_says, policy, cfg.policy.path) if prefix == "persona"
                          else (_teacher_says, teacher, cfg.teacher.model))
-    texts = [""] * len(asked)
-    for attempt in range(ATTEMPTS):
-        if blank := [i for i, text in enumerate(texts) if not text]:
-            said = ask([asked[i] for i in blank], whom, cfg, seed + 10 * attempt)
-            for i, text in zip(blank, said, strict=True):
-                texts[i] = text.strip()
+    texts = _insist(asked, lambda again, attempt: ask(again, whom, cfg, seed + 10 * attempt))
     if "" in texts:
         raise ValueError(f"{writer} wrote no {prefix} for {texts.count('')} people, asked {ATTEMPTS} times: "
                          "leave it out of prefixes.names, or take another policy.path or teacher.model")
     return texts, writer
+
+
+def _insist(asked: Sequence[str], say: Callable[[list[str], int], Sequence[str]]) -> list[str]:
+    """What is said to each prompt; where that is blank it is asked again, ATTEMPTS times in all."""
+    texts = [""] * len(asked)
+    for attempt in range(ATTEMPTS):
+        if blank := [i for i, text in enumerate(texts) if not text]:
+            for i, text in zip(blank, say([asked[i] for i in blank], attempt), strict=True):
+                texts[i] = text.strip()
+    return texts
 
 
 def _policy_says(asked: list[str], policy: tuple, cfg: Profile, seed: int) -> list[str]:

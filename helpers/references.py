@@ -5,19 +5,19 @@ several notebooks share its numbers.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from helpers import ROOT, artifacts, dpo, fingerprint, grid, models, scoring
+from helpers import ROOT, artifacts, fingerprint, grid, models, scoring
+from helpers.sharing import Asked
 
-CHUNK = 512  # rows that are computed and written together
-CODE = ("dpo", "models", "references", "scoring")  # what the numbers follow from, beside the model
+CHUNK = 512  # prompts that are computed and written together
 
 
 def score(rows: pd.DataFrame, policy: Any, side: str, folder: Path, workers: int = 1, executor: str = "loky",
@@ -29,49 +29,37 @@ def score(rows: pd.DataFrame, policy: Any, side: str, folder: Path, workers: int
     it is not computed again, and what a killed run has finished is.
     """
     prompts = list(zip(rows["head"], rows["tail"], strict=True))
+    answers = list(zip(rows["chosen"], rows["rejected"], strict=True))
     tokenizer = models.load_tokenizer(policy.path, policy.revision, policy.chat)
-    pairs = scoring.encode_pairs(tokenizer, prompts, rows["chosen"], rows["rejected"],
-                                 policy.max_length, side, policy.max_prompt)
+    asked = scoring.encode(tokenizer, prompts, answers, policy.max_length, side, policy.max_prompt)
     known, made_by = _read(folder), _made_by(policy)
-    keys = [tuple(_key(made_by, p.prompt, answer) for answer in p[1:3]) for p in pairs]
-    todo = list(_missing(pairs, keys, known))
+    keys = [[_key(made_by, one.prompt, answer) for answer in one.answers] for one in asked]
+    todo = _missing(asked, keys, known)
     parts = [partial(_compute, policy, todo[i:i + CHUNK], folder) for i in range(0, len(todo), CHUNK)]
     for found in grid.run_units(parts, workers, executor if len(parts) > 1 else "sequential", desc, "part"):
         known |= found
-    found = [(*(known[key] for key in both), len(p.chosen), len(p.rejected), p.lost, p.cut)
-             for p, both in zip(pairs, keys, strict=True)]
-    columns = ["logp_chosen", "logp_rejected", "n_chosen", "n_rejected", "lost", "cut"]
-    scores = pd.DataFrame(found, columns=columns).assign(correct=scoring.is_correct)
+    sums = np.array([[known[key] for key in both] for both in keys]).reshape(-1, 2)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
-    return pd.concat([kept, scores], axis=1)
+    return pd.concat([kept, scoring.table(asked, sums)], axis=1)
 
 
-def _missing(pairs: Sequence[scoring.Pair], keys: Sequence[tuple[str, str]],
-             known: dict[str, float]) -> Iterator[tuple[list[int], list[list[int]], list[str]]]:
-    """Rows to compute: a prompt, two of its answers that nobody knows yet, and their keys; a last one twice."""
-    waiting: dict[tuple[int, ...], dict[str, list[int]]] = {}
-    for pair, both in zip(pairs, keys, strict=True):
-        new = {key: answer for key, answer in zip(both, pair[1:3], strict=True) if key not in known}
-        waiting.setdefault(tuple(pair.prompt), {}).update(new)
-    for prompt, answers in waiting.items():
-        names = list(answers)
-        for two in (names[i:i + 2] for i in range(0, len(names), 2)):
-            two = two * (2 // len(two))
-            yield list(prompt), [answers[name] for name in two], two
+def _missing(asked: Sequence[Asked], keys: Sequence[Sequence[str]],
+             known: Mapping[str, float]) -> list[tuple[Asked, list[str]]]:
+    """Each prompt once, with those of its answers that nobody knows yet, and their keys; a head's prompts in a row."""
+    waiting: dict[tuple[int, ...], tuple[Asked, dict[str, list[int]]]] = {}
+    for one, names in zip(asked, keys, strict=True):
+        _, new = waiting.setdefault(tuple(one.prompt), (one, {}))
+        new |= {key: answer for key, answer in zip(names, one.answers, strict=True) if key not in known}
+    todo = [(one._replace(answers=list(new.values())), list(new)) for one, new in waiting.values() if new]
+    return sorted(todo, key=lambda row: row[0].prompt[:row[0].head])
 
 
-def _compute(policy: Any, rows: Sequence[tuple], folder: Path) -> dict[str, float]:
+def _compute(policy: Any, rows: Sequence[tuple[Asked, list[str]]], folder: Path) -> dict[str, float]:
     """The sum of log-probabilities of each key, nats; written to a part of the table, too."""
-    (model, _), found = _base(policy), {}
-    prompts, answers, keys = zip(*rows, strict=True)
-    lengths = [dpo.row_length(p, a) for p, a in zip(prompts, answers, strict=True)]
-    with models.one_thread(), torch.inference_mode():
-        for at in dpo.budget_batches(lengths, dpo.TOKEN_BUDGET[model.device.type]):
-            batch = dpo.pack([prompts[i] for i in at], [answers[i] for i in at])
-            with models.autocast(model, policy.dtype):
-                sums = dpo.answer_logps(model, {name: part.to(model.device) for name, part in batch.items()})
-            found |= {key: value for i, row in zip(at, sums.tolist(), strict=True)
-                      for key, value in zip(keys[i], row, strict=True)}
+    (model, _), (asked, keys) = models.base(policy), zip(*rows, strict=True)
+    with models.one_thread():
+        sums = scoring.answer_sums(model, asked, dtype=policy.dtype)
+    found = dict(zip(chain.from_iterable(keys), sums.tolist(), strict=True))
     table = pd.DataFrame(sorted(found.items()), columns=["key", "logp"])
     folder.mkdir(parents=True, exist_ok=True)
     with artifacts.atomic(folder / f"{_digest(table['key'])}.parquet") as file:
@@ -86,7 +74,8 @@ def _read(folder: Path) -> dict[str, float]:
 
 def _made_by(policy: Any) -> str:
     """What the numbers follow from beside the tokens: the model's files or its name, precision, our code."""
-    code = [fingerprint.digest(ROOT / "helpers" / f"{name}.py") for name in CODE]
+    code = [fingerprint.digest(ROOT / path) for path in sorted(fingerprint.modules("from helpers import scoring").values())]
+    code.append(fingerprint.digest(Path(__file__)))
     weights = fingerprint.digest(ROOT / Path(policy.path).expanduser())
     return _digest([policy.path, weights, policy.dtype, str(policy.load_in_4bit), *code])
 
@@ -98,9 +87,3 @@ def _key(made_by: str, prompt: Sequence[int], answer: Sequence[int]) -> str:
 
 def _digest(words: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
-
-
-@lru_cache(maxsize=1)
-def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
-    """Loaded once in the life of a worker."""
-    return models.load_policy(policy)

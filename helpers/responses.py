@@ -7,7 +7,7 @@ keeps those a generic judge finds equally good, and one answer is taken from eac
 import json
 import re
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def speaker(cfg) -> Callable[..., list[list[str]]]:
     """
     if cfg.responses.base_url:
         return partial(served.generate, cfg.responses.base_url, cfg.policy.path)
-    return partial(sampling.generate, *_policy(cfg.policy), dtype=cfg.policy.dtype)
+    return partial(sampling.generate, *models.base(cfg.policy), dtype=cfg.policy.dtype)
 
 
 def sample(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, work: Path, shard: int = 30) -> pd.DataFrame:
@@ -179,9 +179,3 @@ def _think(questions, categories, say, cfg, settings, seed) -> list[list[dict]]:
               for q, texts in zip(personal["question_id"], drawn, strict=True)}
     given = {axis: [{"axis": axis, "categories": names}] * n for axis, names in categories.items()}
     return [parsed[q.question_id] if q.kind == "personal" else given[q.axis] for q in questions.itertuples()]
-
-
-@lru_cache(maxsize=1)
-def _policy(policy) -> tuple:
-    """Loaded once in the life of a worker."""
-    return models.load_policy(policy)

@@ -1,6 +1,6 @@
 """Reference-free scores of preference pairs: how likely the policy finds each answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 
 from helpers import chat, dpo, fused, models
-from helpers.sharing import PAYS, Asked, Plan, chunks, plan
+from helpers.sharing import PAYS, Asked, Plan, Row, chunks, plan
 
 TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
+Read = Callable[[torch.nn.Module, dict[str, torch.Tensor], dpo.Heads | None], torch.Tensor]
 
 
 class Pair(NamedTuple):
@@ -43,20 +44,36 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
     if len(bad := np.flatnonzero(~np.isfinite(sums).all(1))):
         raise FloatingPointError(f"pair {bad[0]} of {len(asked)} (chosen: {answers[bad[0]][0][:40]!r}) has log-probabilities "
                                  f"{sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
+    return table(asked, sums)
+
+
+def table(asked: Sequence[Asked], sums: np.ndarray) -> pd.DataFrame:
+    """What `score_pairs` returns of pairs, chosen first, and their sums of log-probabilities (nats) [n, 2]."""
     counts = np.array([[len(answer) for answer in one.answers] for one in asked], dtype=int).reshape(-1, 2)
     scores = pd.DataFrame({"logp_chosen": sums[:, 0], "logp_rejected": sums[:, 1],
                            "n_chosen": counts[:, 0], "n_rejected": counts[:, 1]}).assign(correct=is_correct)
     return scores.assign(lost=[one.lost for one in asked], cut=[one.cut for one in asked])
 
 
-@torch.inference_mode()
 def answer_sums(model: torch.nn.Module, asked: Sequence[Asked], token_budget: int = 0, dtype: str = "auto",
                 soft: torch.Tensor | None = None, adapters: Sequence[str] | None = None,
                 pays: float = PAYS) -> np.ndarray:
     """Summed log-probability (nats) of every answer of every prompt, counted through in order [answers].
 
-    Any number of answers a prompt. Nothing is computed twice: see sharing.plan, also for `pays`. Other arguments
-    as in `score_pairs`; a soft vector belongs to its prompt alone, so that such prompts share nothing.
+    Arguments as in `score_pairs` and `of_answers`.
+    """
+    return of_answers(model, asked, dpo.answer_logps, token_budget, dtype, soft, adapters, pays).astype(float)
+
+
+@torch.inference_mode()
+def of_answers(model: torch.nn.Module, asked: Sequence[Asked], read: Read, token_budget: int = 0,
+               dtype: str = "auto", soft: torch.Tensor | None = None, adapters: Sequence[str] | None = None,
+               pays: float = PAYS) -> np.ndarray:
+    """What `read` finds of every answer of every prompt, counted through in order, float32 [answers, ...].
+
+    Any number of answers a prompt. Nothing is computed twice: see sharing.plan, also for `pays`. Rows of like length
+    share a batch, which is halved where memory is short. A soft vector belongs to its prompt alone, so that such
+    prompts share nothing. read: dpo.answer_logps or another function of model, packed batch and cache, to [n, K, ...].
     """
     dpo.check_model(model)
     device = next(model.parameters()).device
@@ -66,37 +83,38 @@ def answer_sums(model: torch.nn.Module, asked: Sequence[Asked], token_budget: in
     with models.autocast(model, dtype), models.merged(model, adapters is None), fused.layers(model, adapter=False):
         while True:
             try:
-                return _sums(model, made, budget, soft, adapters, np.zeros(sum(len(one.answers) for one in asked)))
+                return _read_all(model, made, read, budget, soft, adapters)
             except torch.OutOfMemoryError:
                 if budget <= max(row.length for row in made.rows):
                     raise
             budget = halved(budget, device.type)
 
 
-def _sums(model: torch.nn.Module, made: Plan, budget: int, soft: torch.Tensor | None, adapters: Sequence[str] | None,
-          sums: np.ndarray) -> np.ndarray:
+def _read_all(model: torch.nn.Module, made: Plan, read: Read, budget: int, soft: torch.Tensor | None,
+              adapters: Sequence[str] | None) -> np.ndarray:
+    found: dict[int, np.ndarray] = {}
     for heads, rows in chunks(made, budget):
         with models.mixed(model, adapters and [made.keys[head] for head in heads]):
             cache = dpo.read_heads(model, [made.heads[head] for head in heads]) if heads else None
         place = {head: i for i, head in enumerate(heads)}
         for at in dpo.budget_batches([made.rows[i].length for i in rows], budget):
-            _score_batch(model, made, [rows[i] for i in at], cache, place, soft, adapters is not None, sums)
-    return sums
+            batch = [made.rows[rows[i]] for i in at]
+            starts = [len(made.heads[row.head]) for row in batch] if cache else ()
+            behind = cache.behind(torch.tensor([place[row.head] for row in batch])) if cache else None
+            with models.mixed(model, adapters and [row.key for row in batch]):
+                values = read(model, _packed(model, batch, starts, soft), behind).float().cpu().numpy()
+            found |= {slot: value for row, of_row in zip(batch, values, strict=True)
+                      for slots, value in zip(row.wanted, of_row, strict=False) for slot in slots}
+    return np.array([found[slot] for slot in range(len(found))], dtype=np.float32)
 
 
-def _score_batch(model: torch.nn.Module, made: Plan, at: Sequence[int], cache: dpo.Heads | None,
-                 place: dict[int, int], soft: torch.Tensor | None, mix: bool, sums: np.ndarray) -> None:
-    """Read the rows `at` of a plan behind their heads, and write each answer's sum to its slots."""
-    rows, device = [made.rows[i] for i in at], next(model.parameters()).device
-    starts = [len(made.heads[row.head]) for row in rows] if cache else ()
+def _packed(model: torch.nn.Module, rows: Sequence[Row], starts: Sequence[int],
+            soft: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The rows as a batch where the model is."""
     batch = dpo.pack([row.prompt for row in rows], [row.answers for row in rows], starts=starts)
     batch |= {} if soft is None else {"soft": soft[[row.key for row in rows]]}
-    behind = cache.behind(torch.tensor([place[row.head] for row in rows], device=device)) if cache else None
-    with models.mixed(model, [row.key for row in rows] if mix else None):
-        found = dpo.answer_logps(model, {name: values.to(device) for name, values in batch.items()}, behind)
-    for row, of_row in zip(rows, found.double().cpu().numpy(), strict=True):
-        for slots, value in zip(row.wanted, of_row, strict=False):
-            sums[slots] = value
+    device = next(model.parameters()).device
+    return {name: values.to(device) for name, values in batch.items()}
 
 
 def halved(token_budget: int, device: str) -> int:

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -89,7 +89,7 @@ def write_pool(asked: pd.DataFrame, policy: Any, side: str, path: Path) -> Path:
     """
     if not path.exists():
         with models.one_thread():
-            table = vpl.features(*_base(policy), asked, policy.max_length, policy.dtype, side)
+            table = vpl.features(*models.base(policy), asked, policy.max_length, policy.dtype, side)
         table.to_parquet(path, index=False)
     return path
 
@@ -102,7 +102,7 @@ def run_cell(cell: Cell) -> dict:
         with models.one_thread():
             facts = _train_and_score(cell, part)
     except BaseException:
-        _base.cache_clear()  # it may carry half an adapter
+        models.base.cache_clear()  # it may carry half an adapter
         raise
     memory.give_back()
     facts |= {"policy_id": cell.policy_id, "wall_seconds": time.perf_counter() - started}
@@ -342,7 +342,8 @@ def save_adapter(model: PeftModel, out: Path, base_path: str) -> None:
 
 
 def _train_and_score(cell: Cell, part: Path) -> dict:
-    (model, tokenizer), facts = _base(cell.policy), {}
+    (model, tokenizer), facts = models.base(cell.policy), {}
+    _freeze()
     with models.peft_quiet():
         if cell.train is not None:
             model, facts = train_adapter(model, tokenizer, cell, part)
@@ -391,12 +392,10 @@ def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(rows["head"], rows["tail"], strict=True))
 
 
-@lru_cache(maxsize=1)
-def _base(policy: Any) -> tuple[torch.nn.Module, Any]:
-    """Loaded once in the life of a worker; adapters come and go on it."""
-    loaded = models.load_policy(policy)
-    gc.freeze()  # trl collects garbage at every start: half a second, if it looks at all that was imported
-    return loaded
+@cache
+def _freeze() -> None:
+    """trl collects garbage at every start: half a second, if it looks at all that was imported."""
+    gc.freeze()
 
 
 def _work(cell: Cell) -> int:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from helpers import dpo, models, prefixes, scoring
+from helpers import dpo, prefixes, scoring
 
 FILE = "encoder.safetensors"  # beside the adapter
 
@@ -134,22 +134,11 @@ def features(model: nn.Module, tokenizer, asked: pd.DataFrame, max_length: int, 
     told = prefixes.leaks(train.assign(text=train["prompt"] + "\n" + train["chosen"]), asked)
     train = train.drop(told.index).reset_index(drop=True)
     prompts = list(zip(train["head"], train["tail"], strict=True))
-    pairs = scoring.encode_pairs(tokenizer, prompts, train["chosen"], train["rejected"], max_length, side)
-    return train[["pair_id", "persona_id"]].assign(features=list(_answer_means(model, pairs, dtype)))
-
-
-@torch.inference_mode()
-def _answer_means(model: nn.Module, pairs: Sequence[scoring.Pair], dtype: str) -> np.ndarray:
-    """Mean last hidden states of chosen, then rejected, float32 [n, 2 hidden]."""
-    dpo.check_model(model)
-    lengths, device = [dpo.row_length(p.prompt, p[1:3]) for p in pairs], next(model.parameters()).device
-    found = np.zeros((len(pairs), 2 * model.config.get_text_config().hidden_size), dtype=np.float32)
-    for at in dpo.budget_batches(lengths, dpo.TOKEN_BUDGET[device.type]):
-        batch = dpo.pack([pairs[i].prompt for i in at], [pairs[i][1:3] for i in at])
-        with models.autocast(model, dtype):
-            means = dpo.answer_means(model, {name: values.to(device) for name, values in batch.items()})
-        found[at] = means.flatten(1).float().cpu().numpy()
-    return found
+    answers = list(zip(train["chosen"], train["rejected"], strict=True))
+    asked = scoring.encode(tokenizer, prompts, answers, max_length, side)
+    means = scoring.of_answers(model, asked, dpo.answer_means, dtype=dtype)
+    both = zip(means[::2], means[1::2], strict=True)
+    return train[["pair_id", "persona_id"]].assign(features=[np.concatenate(two) for two in both])
 
 
 def told_by_shots(pool: Pool, pairs: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:

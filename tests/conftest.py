@@ -1,5 +1,7 @@
 """Fixtures that several test files share: the smallest profile and an empty run folder."""
 
+from types import SimpleNamespace
+
 import pytest
 from tiny import Policy, make_policy
 
@@ -28,3 +30,11 @@ def policy(tmp_path_factory) -> Policy:
 def loaded(policy):
     """The same policy with its tokenizer, in memory."""
     return models.load_policy(policy)
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory) -> SimpleNamespace:
+    """Four people, what they prefer, and all that is read out of it (see four_people.make_four)."""
+    from four_people import make_four  # seconds that no other test needs
+
+    return make_four(tmp_path_factory.mktemp("four"))

@@ -144,7 +144,7 @@ def test_answers_are_seeded_kept_and_written_by_their_own_policy(cfg, adapters, 
     base = told["policy_id"] == "base"
     assert told.loc[base, "text"].tolist() == other.loc[base, "text"].tolist()  # though adapters came and went
     assert (told.loc[~base, "text"] != other.loc[~base, "text"]).mean() > 0.9
-    monkeypatch.setattr(generation, "_base", None)  # what was answered is not asked for again
+    monkeypatch.setattr(models, "base", None)  # what was answered is not asked for again
     again = generation.answer(plan, adapters, cfg, 1, tmp_path)
     pd.testing.assert_frame_equal(again.sort_values(["system", "persona_id", "question_id"], ignore_index=True), told)
 

@@ -6,53 +6,12 @@ import subprocess
 import sys
 import time
 
-import httpx2
 import pytest
-from pydantic import BaseModel, ConfigDict
-from starlette.applications import Starlette
+from endpoint import KEY, Colour, Endpoint, ask
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 
-from helpers import ROOT, artifacts, judging, ledger, llm, prompts
+from helpers import ROOT, artifacts, ledger, llm, prompts
 from helpers.config import load_profile
-
-KEY = "sk-very-secret-0123456789"
-
-
-class Colour(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    colour: str
-
-
-class Endpoint:
-    """An OpenAI-compatible endpoint at the edge of the test: counts its calls, answers from a script."""
-
-    def __init__(self, *script, finish="stop", refusal=None, usage=(1000, 100)):
-        self.script, self.finish, self.refusal, self.usage, self.bodies = script, finish, refusal, usage, []
-
-    async def answer(self, request):
-        self.bodies.append(await request.json())
-        step = self.script[min(len(self.bodies), len(self.script)) - 1] if self.script else "fine"
-        if isinstance(step, int):
-            return JSONResponse({"error": {"message": f"no, {request.headers['authorization']}"}}, step,
-                                headers={"retry-after": "0.01"})
-        text = step(self.bodies[-1]) if callable(step) else step
-        message = {"role": "assistant", "content": text, "refusal": self.refusal}
-        usage = {"prompt_tokens": self.usage[0], "completion_tokens": self.usage[1],
-                 "total_tokens": sum(self.usage)}
-        choice = {"index": 0, "finish_reason": self.finish, "message": message}
-        return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "m",
-                             "choices": [choice], "usage": usage})
-
-    def teacher(self, folder, model="gpt-4.1", run="a", record=None, **changes):
-        app = Starlette(routes=[Route("/v1/chat/completions", self.answer, methods=["POST"])])
-        settings = load_profile("smoke").teacher.model_copy(update={"model": model, **changes})
-        return llm.Teacher(settings, "http://endpoint.invalid/v1", KEY, folder / "cache.sqlite", run,
-                           httpx2.ASGITransport(app=app), record)
-
-
-def ask(text, **changes):
-    return llm.Request([{"role": "user", "content": text}], **changes)
 
 
 def test_answers_come_in_the_order_of_the_requests(tmp_path):
@@ -77,30 +36,6 @@ def test_another_seed_or_schema_is_another_request(tmp_path, other):
     endpoint = Endpoint('{"colour": "red"}')
     endpoint.teacher(tmp_path).map([ask("one"), ask("one", **other)])
     assert len(endpoint.bodies) == 2
-
-
-def test_an_answer_is_parsed_by_its_schema_even_inside_a_fence(tmp_path):
-    endpoint = Endpoint('```json\n{"colour": "red"}\n```')
-    (answer,) = endpoint.teacher(tmp_path).map([ask("?", schema=Colour)])
-    assert (answer.outcome, answer.parsed) == ("ok", Colour(colour="red"))
-    assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"]["additionalProperties"] is False
-
-
-@pytest.mark.parametrize(("endpoint", "outcome"), [
-    (Endpoint('{"colour": "re'), "unparsable"),
-    (Endpoint('{"shade": "red"}'), "unparsable"),
-    (Endpoint("red"), "unparsable"),
-    (Endpoint(""), "unparsable"),
-    (Endpoint('{"colour": "red"}', finish="length"), "truncated"),
-    (Endpoint('{"colour": "red"}', finish="content_filter"), "refused"),
-    (Endpoint(None, refusal="I would rather not."), "refused"),
-])
-def test_a_bad_answer_is_an_outcome_and_is_not_asked_for_again(tmp_path, endpoint, outcome):
-    teacher = endpoint.teacher(tmp_path)
-    for _ in range(2):
-        (answer,) = teacher.map([ask("?", schema=Colour)])
-        assert (answer.outcome, answer.parsed) == (outcome, None)
-    assert len(endpoint.bodies) == 1
 
 
 def test_cost_is_tokens_times_price_and_the_ledger_adds_up_by_tag_and_run(tmp_path):
@@ -145,40 +80,6 @@ def test_what_is_set_aside_and_not_used_is_there_for_the_next(tmp_path):
     """16 answers cost 0.045, but could cost 0.27: they are asked four at a time, and all of them fit."""
     endpoint = Endpoint(usage=(1000, 100))
     assert len(endpoint.teacher(tmp_path, budget_usd=0.07, concurrency=16).map([ask(str(i)) for i in range(16)])) == 16
-
-
-def test_a_rate_limit_is_waited_out(tmp_path):
-    endpoint = Endpoint(429, 429, "fine")
-    (answer,) = endpoint.teacher(tmp_path).map([ask("?")])
-    assert answer.text == "fine"
-    assert len(endpoint.bodies) == 3
-
-
-@pytest.mark.parametrize(("headers", "seconds"), [
-    ({"retry-after": "7"}, 7), ({"retry-after": "0"}, 0), ({"retry-after-ms": "1500"}, 1.5), ({}, None),
-    ({"retry-after": "soon"}, None), ({"retry-after": "Fri, 01 Jan 2038 00:00:10 GMT"}, 10)])
-def test_retry_after_is_read_as_seconds_milliseconds_or_a_date(headers, seconds, monkeypatch):
-    monkeypatch.setattr(llm.time, "time", lambda: 2145916800.0)  # 2038-01-01 00:00:00 GMT
-    assert llm._retry_after(httpx2.Headers(headers)) == seconds
-
-
-def test_the_pause_is_the_servers_and_not_ours(tmp_path):
-    """Ours would be half a second at least; the server says 0.01."""
-    began = time.monotonic()
-    Endpoint(429, 500, 429, "fine").teacher(tmp_path).map([ask("?")])
-    assert time.monotonic() - began < 0.75
-
-
-def test_an_account_without_credit_is_not_asked_again(tmp_path):
-    class Empty(Endpoint):
-        async def answer(self, request):
-            self.bodies.append(await request.json())
-            return JSONResponse({"error": {"message": "quota", "code": "insufficient_quota"}}, 429)
-
-    endpoint = Empty()
-    with pytest.raises(llm.TeacherError, match="(?s)RateLimitError.*out of credit"):
-        endpoint.teacher(tmp_path).map([ask("?")])
-    assert len(endpoint.bodies) == 1
 
 
 def test_a_stalled_answer_is_given_up_asked_again_and_in_doubt(tmp_path):
@@ -238,61 +139,6 @@ def test_tokens_that_the_server_had_cached_are_cheaper(tmp_path):
     (answer,) = Caching().teacher(tmp_path).map([ask("?")])
     # 200 x $2 + 800 x $0.50 + 100 x $8, a million
     assert answer.cost_usd == pytest.approx((200 * 2 + 800 * 0.5 + 100 * 8) / 1e6)
-
-
-class NoSchemas(Endpoint):
-    """A server that turns response_format down, as several do."""
-
-    async def answer(self, request):
-        if "response_format" in await request.json():
-            self.turned_down = getattr(self, "turned_down", 0) + 1
-            return JSONResponse({"error": {"message": "This response_format type is unavailable now"}}, 400)
-        return await super().answer(request)
-
-
-def test_a_server_without_schemas_is_told_in_words_and_repairs_once(tmp_path):
-    endpoint = NoSchemas("It is red.", '{"colour": "red"}')
-    teacher = endpoint.teacher(tmp_path, concurrency=1)
-    (answer,) = teacher.map([ask("?", schema=Colour, tag="judge")])
-    assert (answer.outcome, answer.parsed) == ("ok", Colour(colour="red"))
-    assert answer.cost_usd == pytest.approx(2 * 0.0028)  # both were paid for
-    first, repair = (body["messages"] for body in endpoint.bodies)
-    assert first[0]["role"] == "system"
-    assert '"colour"' in first[0]["content"]
-    assert [m["role"] for m in repair] == ["system", "user", "assistant", "user"]
-    assert repair[2]["content"] == "It is red."
-    assert set(teacher.ledger()["by_tag"]) == {"judge", "judge repair"}
-    # a rerun, even by a client that does not know of the fallback yet, gives the same and sends nothing
-    again = endpoint.teacher(tmp_path)
-    assert again.map([ask("?", schema=Colour, tag="judge")])[0].parsed == Colour(colour="red")
-    assert (len(endpoint.bodies), endpoint.turned_down) == (2, 1)
-
-
-def test_an_answer_that_does_not_fit_after_the_repair_stays_unparsable(tmp_path):
-    endpoint = Endpoint("red", "still red")
-    (answer,) = endpoint.teacher(tmp_path, structured="prompt").map([ask("?", schema=Colour)])
-    assert (answer.outcome, answer.parsed, len(endpoint.bodies)) == ("unparsable", None, 2)
-
-
-def test_refused_and_truncated_answers_are_not_repaired_and_are_counted(tmp_path):
-    endpoint = Endpoint("no", refusal="I would rather not.")
-    teacher = endpoint.teacher(tmp_path, structured="prompt")
-    assert teacher.map([ask("?", schema=Colour)])[0].outcome == "refused"
-    endpoint.refusal, endpoint.finish = None, "length"
-    assert teacher.map([ask("??", schema=Colour)])[0].outcome == "truncated"
-    assert len(endpoint.bodies) == 2
-    assert teacher.ledger()["outcomes"] == {"refused": 1, "truncated": 1}
-
-
-def test_the_constant_part_of_every_prompt_comes_first():
-    """Servers that cache prompts charge less for a beginning that they know."""
-    for name in ("personas", "demographics", "personal_questions", "divergent_questions", "infer_persona", "gold_persona"):
-        literals = prompts.load("teacher", name).literals
-        assert len(literals[0]) > 0.6 * sum(map(len, literals)), name
-    one, two = (judging.request([judging.Match("p", who, "q", "?", 1, "a", "b", "a")], {"a": "x", "b": "y"}, 0).messages
-                for who in ("Ann", "Bob"))
-    assert one[:3] == two[:3]
-    assert [message["role"] for message in one] == ["system", "user", "assistant", "user"]
 
 
 def test_a_page_that_is_no_completion_is_a_clear_error(tmp_path):

@@ -26,7 +26,7 @@ def rows() -> pd.DataFrame:
 
 @pytest.fixture
 def computed(monkeypatch) -> list[int]:
-    """How many rows each part computes, as they are computed."""
+    """How many prompts each part computes, as they are computed."""
     compute, sizes = references._compute, []
     monkeypatch.setattr(references, "_compute", lambda p, part, f: sizes.append(len(part)) or compute(p, part, f))
     return sizes
@@ -44,23 +44,23 @@ def test_they_are_the_scores_of_the_untrained_policy(policy, rows, tmp_path):
 
 
 def test_what_is_in_the_table_is_not_computed_again(policy, rows, tmp_path, computed):
-    # without a prefix three answers follow one prompt: a row of two and one of the third; two more rows with tags
+    # without a prefix three answers follow one prompt; two more prompts with tags
     first = references.score(rows[rows["prefix"] == "none"], policy, "left", tmp_path / "r", executor="sequential")
-    assert computed == [2]
+    assert computed == [1]
     whole = references.score(rows, policy, "left", tmp_path / "r", executor="sequential")
-    assert computed == [2, 2]
+    assert computed == [1, 2]
     pd.testing.assert_frame_equal(whole.iloc[:3], first, check_exact=True)
     references.score(rows, policy, "left", tmp_path / "r", executor="sequential")
-    assert computed == [2, 2]
+    assert computed == [1, 2]
 
 
 def test_another_model_or_precision_has_its_own_numbers(policy, rows, tmp_path, computed):
     references.score(rows, policy, "left", tmp_path / "r", executor="sequential")
     half = references.score(rows, replace(policy, dtype="bfloat16"), "left", tmp_path / "r", executor="sequential")
-    assert computed == [4, 4]
+    assert computed == [3, 3]
     other = make_policy(tmp_path / "base", num_hidden_layers=1)
     there = references.score(rows, other, "left", tmp_path / "r", executor="sequential")
-    assert computed == [4, 4, 4]
+    assert computed == [3, 3, 3]
     assert not np.allclose(half["logp_chosen"], there["logp_chosen"], rtol=1e-2)
 
 
@@ -71,10 +71,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(policy, rows, tmp_pat
         return {file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()}
 
     whole = references.score(rows, policy, "left", tmp_path / "one", executor="sequential")
-    assert computed == [1, 1, 1, 1]
+    assert computed == [1, 1, 1]
     references.score(rows, policy, "left", tmp_path / "two", executor="sequential")
     sorted((tmp_path / "two").iterdir())[1].unlink()  # as if it had been killed before this part
     again = references.score(rows, policy, "left", tmp_path / "two", executor="sequential")
-    assert len(computed) == 4 + 4 + 1
+    assert len(computed) == 3 + 3 + 1
     pd.testing.assert_frame_equal(again, whole, check_exact=True)
     assert table("one") == table("two")

@@ -95,6 +95,20 @@ def test_whatever_is_shared_scores_equal_one_row_at_a_time(shape, n_answers, pay
         np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pays", [0.0, 9.0])
+def test_anything_else_of_an_answer_is_read_the_same_way(shape, pays):
+    """The mean of its states, from the prompt's last token on, as helpers.vpl reads it."""
+    asked, plain = draw_asked(2, 12, 2), []
+    with torch.inference_mode():
+        for one in asked:
+            for answer in one.answers:
+                states = shape.model(input_ids=torch.tensor([one.prompt + answer[:-1]])).last_hidden_state[0]
+                plain.append(states[len(one.prompt) - 1:].mean(0).numpy())
+    found = scoring.of_answers(shape, asked, dpo.answer_means, 100, "float32", pays=pays)
+    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
+    assert scoring.of_answers(shape, [], dpo.answer_means).size == 0
+
+
 def test_heads_are_read_once(shape, monkeypatch):
     read, real = [], dpo.read_heads
     monkeypatch.setattr(dpo, "read_heads", lambda model, heads: read.extend(heads) or real(model, heads))

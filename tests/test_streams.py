@@ -8,6 +8,9 @@ from tiny import make_adapter, make_policy
 
 from helpers import models, scoring, streams
 
+# peft's own; models.peft_quiet silences it, but not while another thread restores the filters it has found
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 WORDS = ["lentil", "stew", "slow", "roast", "herbs", "rainy", "Sunday", "fox"]
 
 

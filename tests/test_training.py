@@ -178,7 +178,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(cell, monkeypatch):
 
 
 def test_a_cell_learns_and_leaves_the_base_alone(cell):
-    base, tokenizer = training._base(cell.policy)
+    base, tokenizer = models.base(cell.policy)
     before = {name: values.clone() for name, values in base.state_dict().items()}
     plain_forward = type(base).forward
     facts = training.run_cell(cell)

@@ -3,9 +3,11 @@
     ./run_all.sh bench                         # laptop shapes, about ten minutes; updates the README's table
     ./run_all.sh bench --shape 7b              # on a GPU: random weights of a 7B model, in bfloat16 and in 4-bit
     ./run_all.sh bench --shape tiny            # the same command's rehearsal on any CPU
+    ./run_all.sh bench --parts growth memory   # a part alone; the README keeps its table
 
 All methods run in one process on the same rows, in turns; ratios are medians over the repetitions. Memory and growth
-are measured in a process of their own each, because a peak never goes down again.
+are measured in a process of their own each, because a peak never goes down again; growth in seconds of processor, which
+others on the machine leave as they are.
 """
 
 import argparse
@@ -33,7 +35,8 @@ import rows as made  # noqa: E402
 OUT = ROOT / "data/reference/benchmarks.csv"
 PREFIXES = ("persona_gold", "few_shot")
 MARKS = ("<!-- benchmarks -->", "<!-- end of benchmarks -->")
-GROWTH = (1000, 4000, 16000)
+GROWTH = {"scoring": (1000, 4000, 16000), "training": (128, 512, 2048)}
+PARTS = ("scoring", "training", "growth", "memory")
 HOURS_OF_PAPER = 12.0  # GPU hours of a model (Appendix H)
 
 
@@ -46,14 +49,17 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for cfg in policies(args, Path(folder)):
-            found += [scoring_speed(cfg, args), training_speed(cfg, args)]
-            if args.shape == "laptop":
-                found += [growth(args), memory(args)]
+            found += [part(cfg, args) for name, part in (("scoring", scoring_speed), ("training", training_speed))
+                      if name in args.parts]
+    if args.shape == "laptop":
+        found += [part(args) for name, part in (("growth", growth), ("memory", memory)) if name in args.parts]
     table = pd.concat(found, ignore_index=True).assign(**made.machine())
     print(table.drop(columns=list(made.machine())).to_string(index=False))
     print(made.describe())
-    if args.shape == "7b":
+    if args.shape == "7b" and "training" in args.parts:
         print(projection(table))
+    if set(args.parts) < set(PARTS):
+        return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out, index=False)
     print(f"wrote {args.out}")
@@ -67,13 +73,26 @@ def into_readme(table: pd.DataFrame) -> None:
     before, rest = readme.read_text().split(MARKS[0])
     behind = rest.split(MARKS[1])[1]
     rows = table[table["ratio"].notna() & (table["method"] != "this kit")]
-    kit = table[table["method"] == "this kit"].set_index(["benchmark", "prefix"])["per_second"]
+    kit = table[table["benchmark"].isin(rows["benchmark"]) & (table["method"] == "this kit")]
+    kit = kit.set_index(["benchmark", "prefix"])["per_second"]
     about = made.machine()
     lines = ["| | prefix | against | its pairs or questions a second | ours | times as fast |", "|---|---|---|---|---|---|"]
     lines += [f"| {r.benchmark} | {r.prefix} | {r.method} | {r.per_second:.0f} | {kit[r.benchmark, r.prefix]:.0f} | "
               f"{r.ratio:.1f} |" for r in rows.itertuples()]
     told = f"Medians on {about['machine']}, {about['threads']} threads, torch {about['torch']}; seconds of wall, one process."
-    readme.write_text("\n".join([before + MARKS[0], *lines, "", told, MARKS[1]]) + behind)
+    readme.write_text("\n".join([before + MARKS[0], *lines, "", told, *told_growth(table), MARKS[1]]) + behind)
+
+
+def told_growth(table: pd.DataFrame) -> list[str]:
+    """What a pair costs among many pairs, in sentences."""
+    lines = []
+    for what in ("scoring", "training"):
+        rows = table[(table["benchmark"] == f"{what}, growth") & table["prefix"].str.endswith(" x1")]
+        if len(rows):
+            lines.append(f"A pair's {what} among {rows['n'].max():.0f} pairs costs {rows['ratio'].iloc[-1]:.2f} times what it "
+                         f"costs among {rows['n'].min():.0f}, and the process peaks at {rows['peak_mb'].iloc[-1]:.0f} MB "
+                         f"against {rows['peak_mb'].iloc[0]:.0f} MB.")
+    return lines
 
 
 def policies(args: argparse.Namespace, folder: Path) -> list:
@@ -147,12 +166,13 @@ def compare(ways: dict[str, Callable], n: int, repeats: int) -> pd.DataFrame:
 
 
 def growth(args: argparse.Namespace) -> pd.DataFrame:
-    """(c): does a pair cost the same among more pairs, and how does it grow with the prefix?"""
-    sizes = [(n, 1) for n in GROWTH] + [(GROWTH[0], 4)]
-    found = [_in_a_process("scoring", "this kit", "persona_gold", n, times, args) for n, times in sizes]
-    found += [_in_a_process("training", "this kit", "persona_gold", n, times, args)
-              for n, times in [(128, 1), (512, 1), (2048, 1), (128, 4)]]
-    return pd.DataFrame(found).assign(benchmark=lambda t: t["benchmark"] + ", growth")
+    """(c): does a pair cost the same among more pairs, and how does it grow with the prefix? ratio: of the first row's cost."""
+    sizes = {what: [(n, 1) for n in many] + [(many[0], 4)] for what, many in GROWTH.items()}
+    tables = []
+    for what, many in sizes.items():
+        table = pd.DataFrame([_in_a_process(what, "this kit", "persona_gold", n, times, args) for n, times in many])
+        tables.append(table.assign(benchmark=f"{what}, growth", ratio=(table["per_second"][0] / table["per_second"]).round(2)))
+    return pd.concat(tables)
 
 
 def memory(args: argparse.Namespace) -> pd.DataFrame:
@@ -164,13 +184,13 @@ def memory(args: argparse.Namespace) -> pd.DataFrame:
 
 
 def alone(what: str, method: str, prefix: str, n: int, times: int, args: argparse.Namespace) -> dict:
-    """One way once, after a warm-up, in this process: seconds, what is done in a second, peak memory."""
+    """One way once, after a warm-up, in this process: seconds of processor (of a GPU: of wall), peak memory."""
     cfg = load_profile("laptop")
     rows = made.make_rows(prefix, n, seed=1, times=times)
     with tempfile.TemporaryDirectory() as folder:
         way = _way(what, method, cfg, Path(folder))
         way(rows.head(32))
-        seconds = timed(partial(way, rows))
+        seconds = timed(partial(way, rows), time.perf_counter if torch.cuda.is_available() else time.process_time)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else kilobytes / 1024
     return {"benchmark": what, "method": method, "prefix": f"{prefix} x{times}", "n": n, "seconds": round(seconds, 3),
@@ -201,14 +221,14 @@ def projection(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of wall; on a GPU until all of its work is done."""
+def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds by the clock; on a GPU until all of its work is done."""
     sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     sync()
-    start = time.perf_counter()
+    start = clock()
     work()
     sync()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _way(what: str, method: str, cfg, out: Path) -> Callable[[pd.DataFrame], object]:
@@ -249,7 +269,9 @@ def _in_a_process(*one: str | int | argparse.Namespace) -> dict:
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(*found.values(), flush=True)
+    return found
 
 
 def _weights(model: torch.nn.Module) -> int:
@@ -271,6 +293,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 
