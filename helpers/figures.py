@@ -179,7 +179,7 @@ def by_items(table: pd.DataFrame, ylabel: str, col: str, ends: Mapping[str, floa
         ax.set_xticks(list(places.values()), [f"{x:g}" for x in places])
         ax.set(title=str(panel), xlabel=xlabel, ylabel=ylabel if ax is axes[0, 0] else "")
     handles = axes[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside upper center", ncols=min(5, len(handles[1])), frameon=False)
+    fig.legend(*handles, loc="outside upper center", ncols=min(3 if len(panels) == 1 else 5, len(handles[1])), frameon=False)
     return fig
 
 
