@@ -107,7 +107,7 @@ Generation = _section(
 Tax = _section(
     "Tax", tasks=tuple[str, ...], prefixes=tuple[Prefix, ...], people=Count, limit=Whole)
 Alignx = _section(
-    "Alignx", folds=Count, most=Count, counts=tuple[Whole, ...], ridge=Positive, dial=tuple[NonNegative, ...],
+    "Alignx", folds=Count, raw_folds=Count, most=Count, counts=tuple[Whole, ...], ridge=Positive, dial=tuple[NonNegative, ...],
     people=Whole)
 Stats = _section("Stats", n_boot=Count, confidence=Annotated[float, Field(gt=0.5, lt=1)], min_people=Count)
 SECTIONS = {

@@ -160,14 +160,16 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
 
 
 def _alignx(cfg: Profile, n: Counts) -> dict[str, float]:
-    """14: a raw-history and a bridge adapter for some folds and without half of the axes; every prompt for the base too."""
-    t, a = cfg.training, cfg.alignx
-    folds, ways, kept = min(a.folds, t.folds), 1 if cfg.data.preferences else 2, 1 - t.validation
-    trained = ways * (folds * (1 - 1 / t.folds) + 0.5) * n.train * kept
-    main = ways * 5 * (2 * folds / t.folds + 0.5)  # four representations and none: seen, unseen, and axes never trained
-    ladder = (4 * len(a.counts) + 3) * folds / t.folds  # three bridges and raw pairs; trials, flips, other words
-    return {"grid": 2, "adapter": ways * (folds + 1), "pair trained": trained * t.epochs,
-            "pair scored": 2 * (main + ladder) * n.test + ways * (folds + 1) * n.train,
+    """14: raw-history and bridge adapters for some folds, one without half of the axes; every prompt for the base too."""
+    t, a, kept = cfg.training, cfg.alignx, 1 - cfg.training.validation
+    folds, bridged = min(a.folds, t.folds), not cfg.data.preferences  # of imported pairs raw histories alone
+    raw = min(a.raw_folds, folds)
+    adapters = raw + folds * bridged
+    trained = (adapters * (1 - 1 / t.folds) + 0.5 * bridged) * n.train * kept
+    main = 5 * (adapters / t.folds + 0.5 * bridged)  # four representations and none: unseen, and axes never trained
+    ladder = (len(a.counts) * (raw + 3 * folds * bridged) + 3 * folds * bridged) / t.folds  # trials, flips, other words
+    return {"grid": 2, "adapter": adapters + bridged, "pair trained": trained * t.epochs,
+            "pair scored": 2 * (main + ladder) * n.test + (adapters + bridged) * n.train,
             "reply": 2 * (a.people or n.people * folds / t.folds)}
 
 

@@ -192,7 +192,8 @@ def _execute(store: Store, stem: str) -> None:
         papermill.execute_notebook(
             _notebook(stem), target, given, kernel_name="python3", cwd=ROOT / "notebooks", progress_bar=bar,
             shutdown_kernel="immediate",  # asked politely, ipykernel complains of its own pending tasks
-            config=Config({"KernelManager": {"transport": "ipc"}}))  # not over TCP, where others could listen
+            config=Config({"KernelManager": {  # not over TCP, where others could listen; sockets of this run alone
+                "transport": "ipc", "ip": os.path.join(os.environ["JUPYTER_PATH"], stem[:2])}}))
     except papermill.PapermillExecutionError as error:
         trace = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-12:]
         raise NotebookFailed("\n  | ".join([
