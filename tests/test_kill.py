@@ -2,7 +2,8 @@
 
 The teacher is a server in a process of its own, with books of its own, and the cache has to agree with them. KILLS=20 is how
 often: two in five while the teacher is asked, the others while pairs are scored and adapters trained. The moments are
-drawn by a seed, from what an undisturbed run did when. Slow: a smoke run twice, and what is lost.
+drawn by a seed, from what an undisturbed run did when. Slow: a smoke run twice, and what is lost; KILL_STAGES=01,02,… and
+KILL_SETS="key=value …" make it shorter.
 """
 
 import json
@@ -27,6 +28,7 @@ from helpers import ROOT
 from helpers.config import load_profile
 
 KILLS = int(os.environ.get("KILLS", "20"))
+STAGES, SETS = os.environ.get("KILL_STAGES", ""), os.environ.get("KILL_SETS", "").split()
 LATE_SECONDS = 0.2  # of every answer, so that there is something on the wire to be lost
 PATIENCE_SECONDS = 60.0  # a moment that was passed before its run began comes after so long
 COMPUTED = ("06_prompting", "08_personal_models", "09_multitask", "10_prefix_sensitivity", "14_alignx")  # score and train
@@ -34,13 +36,22 @@ WORKERS = load_profile("smoke").training.workers
 CONCURRENCY = load_profile("smoke").teacher.concurrency
 
 
+PART = """
+import sys
+from helpers import run
+from helpers.artifacts import open_run
+name, stages, *sets = sys.argv[1:]
+run.run_stages(open_run("smoke", name, sets=sets), run.select(stages))
+"""
+
+
 def start(run: Path, url: str) -> subprocess.Popen:
     """The smoke profile as run `run.name`, asking the server at `url`; what it says goes to a file beside the run."""
-    sets = [word for value in (f"teacher.base_url={url}", "teacher.model=gpt-4.1", "teacher.budget_usd=100")
-            for word in ("--set", value)]
+    sets = [f"teacher.base_url={url}", "teacher.model=gpt-4.1", "teacher.budget_usd=100", *SETS]
+    words = ["-m", "helpers.run", "smoke", "--run", run.name, *(word for value in sets for word in ("--set", value))]
+    words = ["-c", PART, run.name, STAGES, *sets] if STAGES else words
     with said(run).open("a") as log:
-        return subprocess.Popen([sys.executable, "-B", "-m", "helpers.run", "smoke", "--run", run.name, *sets], cwd=ROOT,
-                                stdout=log, stderr=log, start_new_session=True,
+        return subprocess.Popen([sys.executable, "-B", *words], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
                                 env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": KEY})
 
 
@@ -129,6 +140,7 @@ def server(tmp_path) -> Iterator[Server]:
 
 @pytest.fixture
 def runs(tmp_path) -> Iterator[tuple[Path, Path]]:
+    (ROOT / "data" / "runs").mkdir(exist_ok=True)
     two = tuple(ROOT / "data" / "runs" / f"{tmp_path.name}-{name}" for name in ("whole", "killed"))
     yield two
     for run in two:
@@ -149,14 +161,16 @@ def test_kill_9_at_random_moments_changes_no_byte_and_pays_for_nothing_twice(ser
     assert process.wait() == 0, said(whole).read_text()[-3000:]
     assert set(paid(server).values()) == {1}
     assert set(paid(server)) == set(stored(whole))
+    print(f"undisturbed: {seen[-1]} answers and units", flush=True)
     opened, fell, had, done = len(server.books()), Counter(), {}, {}
     for kind, count, seconds in moments([*seen, progress(whole)], random.Random(17)):
         process, mark = start(killed, server.url), len(server.books())
         if not watch(process, due(killed, kind, count)):
             break  # it came to its end before the last moments did
         time.sleep(seconds)
-        fell[stage(killed)] += 1
         kill(process)
+        fell[stage(killed)] += 1
+        print(f"kill {sum(fell.values())} in {stage(killed)}: {progress(killed)}", flush=True)
         time.sleep(2 * LATE_SECONDS)  # the server answers those whose client is gone, too
         lost(killed, had, done, paid(server, mark))
         had, done = stored(killed), units(killed)
