@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -351,6 +352,9 @@ def _settled(template: str | dict | None) -> str | None:
 
 def _merge(base: Path, adapter: Path, target: Path) -> None:
     """Write base and adapter as one model to target, which appears when it is whole."""
+    for left in target.parent.glob(f".{target.name}.*"):  # by a merge that was killed: as large as the model
+        if not psutil.pid_exists(int(left.suffix[1:])):
+            shutil.rmtree(left)
     has_own = any((adapter / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     from peft import PeftModel

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 from trl import DPOConfig, DPOTrainer
 
-from helpers import dpo, fused, grid, memory, models, scoring, vpl
+from helpers import artifacts, dpo, fused, grid, memory, models, scoring, vpl
 
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -90,7 +90,8 @@ def write_pool(asked: pd.DataFrame, policy: Any, side: str, path: Path) -> Path:
     if not path.exists():
         with models.one_thread():
             table = vpl.features(*models.base(policy), asked, policy.max_length, policy.dtype, side)
-        table.to_parquet(path, index=False)
+        with artifacts.atomic(path) as file:
+            table.to_parquet(file, index=False)
     return path
 
 

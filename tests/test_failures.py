@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -54,6 +55,24 @@ def test_a_full_disk_ends_the_runner_with_one_message_and_no_traceback(tmp_path)
     assert "see to it that there is room on the disk, then give the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "smoke").iterdir() if path.is_file()] == []
+
+
+def test_death_in_the_middle_of_a_write_leaves_no_half_of_what_vpl_reads(policy, tmp_path):
+    """SIGXFSZ ends the process at the byte that no longer fits, and nothing of Python's cleans up after it."""
+    done = limited(f"""
+        import signal, sys
+        from pathlib import Path
+        from helpers import training
+        sys.path[:0] = ["tests"]
+        from test_vpl import make_preferences
+        from tiny import Policy
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        training.write_pool(make_preferences(), Policy({policy.path!r}), "left", Path({str(tmp_path / "pool.parquet")!r}))
+        """, 1000)
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".pool.parquet.")  # a scratch file: it was writing
+    assert left.stat().st_size <= 1000
 
 
 class Small(torch.nn.Module):

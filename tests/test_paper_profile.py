@@ -37,7 +37,8 @@ SETS = [
     "training.epochs=1", "training.folds=2", "training.label_noise=[]", "training.workers=2", "training.batch_size=8",
     "personal.seeds=[0]", "personal.shares=[0.5]", "personal.epochs=1", "schemes.names=[]",
     "vpl.shots=[4]", "vpl.as_released=false", "vpl.hidden=32", "generation.people=6", "generation.max_new_tokens=64",
-    "tax.tasks=[little_reasoning, little_facts, little_refusals]", "tax.people=2", "tax.limit=10", "stats.n_boot=200"]
+    "tax.tasks=[little_reasoning, little_facts, little_refusals]", "tax.people=2", "tax.limit=10", "stats.n_boot=200",
+    "alignx.folds=1", "alignx.most=1", "alignx.counts=[0, 1, 4]", "alignx.dial=[0.0, 1.0]", "alignx.people=4"]
 
 
 def taught():
