@@ -11,7 +11,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -19,9 +19,11 @@ from helpers import chat, grid, judging, models, prompts, sampling, scoring, set
 from helpers.artifacts import atomic
 from helpers.config import Profile
 from helpers.judging import Match
-from helpers.llm import Teacher
 from helpers.prefixes import available_prefixes
 from helpers.schemas import KINDS, TABLES
+
+if TYPE_CHECKING:
+    from helpers.llm import Teacher
 
 
 class System(NamedTuple):
@@ -106,7 +108,7 @@ def answer(planned: pd.DataFrame, adapters: Mapping[str, Path], cfg: Profile, se
     return told.assign(reward=marks.astype(float))[list(TABLES["generations"].columns)]
 
 
-def judge(teacher: Teacher | None, generations: pd.DataFrame, personas: pd.DataFrame, asked: pd.DataFrame, cfg: Profile,
+def judge(teacher: "Teacher | None", generations: pd.DataFrame, personas: pd.DataFrame, asked: pd.DataFrame, cfg: Profile,
           seed: int) -> pd.DataFrame:
     """The `winrates` table: all answers to a person's question, in pairs, each pair in both orders.
 

@@ -7,12 +7,15 @@ left open: no coin decides anywhere.
 
 from dataclasses import asdict, dataclass, replace
 from random import Random
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from helpers import prompts, splits
-from helpers.llm import Answer, Request, Teacher
+
+if TYPE_CHECKING:
+    from helpers.llm import Answer, Request, Teacher
 
 CANDIDATES = 4
 
@@ -66,7 +69,7 @@ class Match:
             self.winner = self.shown_first if verdict.first_is_better else self.shown_second
 
 
-def judge(teacher: Teacher, personas: pd.DataFrame, questions: pd.DataFrame, responses: pd.DataFrame, cfg,
+def judge(teacher: "Teacher", personas: pd.DataFrame, questions: pd.DataFrame, responses: pd.DataFrame, cfg,
           seed: int) -> pd.DataFrame:
     """The `comparisons` table: three rounds for every person and question of theirs that has four candidates.
 
@@ -100,7 +103,7 @@ def first_rounds(personas: pd.DataFrame, questions: pd.DataFrame, responses: pd.
     return matches
 
 
-def request(matches: list[Match], texts: dict[str, str], ask: int) -> Request:
+def request(matches: list[Match], texts: dict[str, str], ask: int) -> "Request":
     """One judge request: instructions, a worked demonstration, a few pairs. texts: response_id -> text."""
     pairs = [prompts.render("teacher", "judge_example", NUMBER=i, NAME=m.name, X=m.question,
                             OUTPUT_A=texts[m.shown_first], OUTPUT_B=texts[m.shown_second])
@@ -111,10 +114,12 @@ def request(matches: list[Match], texts: dict[str, str], ask: int) -> Request:
         {"role": "assistant", "content": prompts.render("teacher", "judge_demo_answer")},
         {"role": "user", "content": prompts.render("teacher", "judge", EXAMPLES="\n\n".join(pairs))},
     ]
+    from helpers.llm import Request  # slow to import, by way of openai: not for who only reads verdicts
+
     return Request(messages, Verdicts, "judge", seed=ask)
 
 
-def compare(teacher: Teacher, matches: list[Match], texts: dict[str, str], cfg, seed: int, desc: str) -> list[Match]:
+def compare(teacher: "Teacher", matches: list[Match], texts: dict[str, str], cfg, seed: int, desc: str) -> list[Match]:
     """Put any matches to the judge as they are; a tie is an answer here, only an unparsable one is asked again.
 
     texts: response id -> text, as for `request`. To have a pair judged in both orders, compare twice: the
@@ -161,7 +166,7 @@ def _match(base: Match, number: int, a: str, b: str, seed: int) -> Match:
                    winner="", outcome="", explanation="", cost_usd=0.0)
 
 
-def _settle(teacher: Teacher, matches: list[Match], texts: dict, cfg, seed: int, desc: str,
+def _settle(teacher: "Teacher", matches: list[Match], texts: dict, cfg, seed: int, desc: str,
             again: tuple[str, ...] = ("tie", "unparsable")) -> None:
     """Ask until no match has an outcome in `again`, or each was asked `judge.max_asks` times."""
     size, open_ = cfg.judge.pairs_per_request, list(matches)
@@ -175,7 +180,7 @@ def _settle(teacher: Teacher, matches: list[Match], texts: dict, cfg, seed: int,
         open_ = [match for match in open_ if match.outcome in again]
 
 
-def _verdicts(answer: Answer, n: int) -> list[Verdict | None]:
+def _verdicts(answer: "Answer", n: int) -> list[Verdict | None]:
     """n verdicts, or n times None for an answer that is no JSON, is cut off or has another number of them."""
     verdicts = answer.parsed.verdicts if answer.outcome == "ok" else []
     return verdicts if len(verdicts) == n else [None] * n

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from rouge_score.rouge_scorer import RougeScorer
 
 from helpers import stats
 from helpers.config import Profile
@@ -162,6 +161,8 @@ def tax_nearer(bench: Bench, cells: Sequence[str]) -> Estimate:
 
 def prefix_overlap(bench: Bench, cells: Sequence[str]) -> Estimate:
     """ROUGE-1 of the first prefix with the person's gold persona minus that of the second."""
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import, by way of nltk and sklearn
+
     texts = bench.table("prefixes").query("variant == 'main'").pivot(index="persona_id", columns="prefix", values="text")
     if absent := [name for name in (*cells, "persona_gold") if name not in texts]:
         raise Missing(f"no prefix {', '.join(absent)}")

@@ -4,12 +4,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from helpers import prompts
-from helpers.llm import Answer, Request, Teacher
+
+if TYPE_CHECKING:
+    from helpers.llm import Answer, Request, Teacher
 
 MAX_ASKS = 3
 PERSON_LINE = re.compile(r"-\s*([^,]+?)\s*,\s*([^,]+?)\s*,\s*(.+)")
@@ -30,7 +33,7 @@ class Demographics(BaseModel):
     schooling: str
 
 
-def select_personas(teacher: Teacher, axes: Sequence[str], per_axis: int) -> pd.DataFrame:
+def select_personas(teacher: "Teacher", axes: Sequence[str], per_axis: int) -> pd.DataFrame:
     """The `personas` table: up to `per_axis` people of each axis as named, somebody on two axes once.
 
     Raises PeopleError for an answer that stays malformed. Source: G.1; demographics: Appendix E.2.
@@ -52,7 +55,7 @@ def select_personas(teacher: Teacher, axes: Sequence[str], per_axis: int) -> pd.
     return table.assign(demographics=[json.dumps(d.model_dump()) for d in known])
 
 
-def ask_questions(teacher: Teacher, personas: pd.DataFrame, cfg, seed: int) -> pd.DataFrame:
+def ask_questions(teacher: "Teacher", personas: pd.DataFrame, cfg, seed: int) -> pd.DataFrame:
     """Whatever came back when asking for `questions.batch` at a time until everybody has enough.
 
     Returns kind, axis ("personal" or the axis), persona_id ("" for divergent), ask, text, duplicate (of an
@@ -80,7 +83,7 @@ def ask_questions(teacher: Teacher, personas: pd.DataFrame, cfg, seed: int) -> p
                       "questions.divergent, or use a teacher (a world) that knows more")
 
 
-def make_questions(teacher: Teacher, personas: pd.DataFrame, cfg, seed: int) -> pd.DataFrame:
+def make_questions(teacher: "Teacher", personas: pd.DataFrame, cfg, seed: int) -> pd.DataFrame:
     """The `questions` table: the first different ones of `ask_questions`, half train, half test by a draw.
 
     Everybody on an axis shares the halves of its divergent questions. Ids: q-<person or axis>-<number>.
@@ -148,7 +151,7 @@ def _sources(personas: pd.DataFrame) -> list[tuple[dict, dict]]:
     return sources
 
 
-def _ask(teacher: Teacher, asked: list[str], parse: Callable[[Answer], object], schema, tag: str) -> list:
+def _ask(teacher: "Teacher", asked: list[str], parse: Callable[["Answer"], object], schema, tag: str) -> list:
     """parse(answer) for each prompt; where that is None, the prompt is asked again with another seed."""
     results: list = [None] * len(asked)
     for ask in range(MAX_ASKS):
@@ -164,11 +167,13 @@ def _ask(teacher: Teacher, asked: list[str], parse: Callable[[Answer], object], 
     return results
 
 
-def _user(prompt: str, schema, tag: str, seed: int) -> Request:
+def _user(prompt: str, schema, tag: str, seed: int) -> "Request":
+    from helpers.llm import Request  # slow to import, by way of openai
+
     return Request([{"role": "user", "content": prompt}], schema, tag, seed)
 
 
-def _parse_people(answer: Answer) -> list[tuple[str, str, str]] | None:
+def _parse_people(answer: "Answer") -> list[tuple[str, str, str]] | None:
     """(category, name, description) of each line "- …"; None if there is none or one is malformed."""
     lines = [line.strip() for line in answer.text.splitlines() if line.strip().startswith("-")]
     found = [PERSON_LINE.fullmatch(line) for line in lines]

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
-from rouge_score.rouge_scorer import RougeScorer
 from scipy.optimize import linear_sum_assignment
 
 from helpers import prompts, sampling, scoring
 from helpers.config import DESCRIBED, TEACHER_FREE, Profile
-from helpers.llm import Request, Teacher
+
+if TYPE_CHECKING:
+    from helpers.llm import Teacher
 
 FIXED = ("tag", "name")  # a person has one of each: no reseed
 INFERRED = ("persona", "persona_gpt4")  # from shots
@@ -48,7 +50,7 @@ def prompt(templates: str, prefix: str, prefix_text: str, question: str) -> tupl
     return text[:split], text[split:]
 
 
-def build_prefixes(personas: pd.DataFrame, preferences: pd.DataFrame, teacher: Teacher | None,
+def build_prefixes(personas: pd.DataFrame, preferences: pd.DataFrame, teacher: "Teacher | None",
                    policy: tuple, cfg: Profile, seed: int) -> pd.DataFrame:
     """Every available prefix of every person but none, in its variants (`plan`).
 
@@ -147,6 +149,8 @@ def overlap(prefixes: pd.DataFrame, seed: int, variant: str = "main") -> pd.Data
 
     Returns persona_id, prefix, r1, r1_random (NaN where there is no gold) and words. Table 2 has their means.
     """
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import, by way of nltk and sklearn
+
     main, mine = (prefixes[prefixes["variant"] == wanted] for wanted in ("main", variant))
     gold = main[main["prefix"] == "persona_gold"].set_index("persona_id")["text"]
     others = gold.rename(derange(sorted(gold.index), seed)) if len(gold) > 1 else gold[:0]
@@ -163,6 +167,8 @@ def shared_words(prefixes: pd.DataFrame, templates: str) -> pd.DataFrame:
     Returns persona_id, prefix, text (prefix, prefix_and_prompt), words of the own one and rouge_lsum (F1).
     Table 13 has their means, and as "shared words" the product of the means.
     """
+    from rouge_score.rouge_scorer import RougeScorer
+
     wide = prefixes.pivot(index=["persona_id", "prefix"], columns="variant", values="text")
     rows, score = [], RougeScorer(["rougeLsum"]).score
     for (persona_id, prefix), own, wrong in wide[["main", "shuffled"]].itertuples():
@@ -216,7 +222,7 @@ def _own_tokens(tokenizer, head: str, text: str) -> np.ndarray:
     return np.array([own[start:end].any() for start, end in spans], dtype=bool)
 
 
-def _write(prefix: str, variant: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher: Teacher | None,
+def _write(prefix: str, variant: str, people: pd.DataFrame, shots: list[pd.DataFrame], teacher: "Teacher | None",
            policy: tuple, cfg: Profile, seed: int) -> tuple[list[str], str]:
     """The texts of one prefix for all people, and who wrote them ("" for what is copied)."""
     seed, rejected = seed + RESEED * (variant == "reseed"), variant == "with_rejected"
@@ -259,7 +265,9 @@ def _policy_says(asked: list[str], policy: tuple, cfg: Profile, seed: int) -> li
     return [texts[0] for texts in said]
 
 
-def _teacher_says(asked: list[str], teacher: Teacher, cfg: Profile, seed: int) -> list[str]:
+def _teacher_says(asked: list[str], teacher: "Teacher", cfg: Profile, seed: int) -> list[str]:
+    from helpers.llm import Request  # slow to import, by way of openai: not for who only reads prefixes
+
     requests = [Request([{"role": "user", "content": text}], tag="prefixes", seed=seed) for text in asked]
     return [answer.text if answer.outcome == "ok" else "" for answer in teacher.map(requests, "personas")]
 

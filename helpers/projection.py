@@ -19,6 +19,7 @@ from helpers.world.facts import load_world
 
 TEACHER = ("personas", "demographics", "questions", "judge", "judge_lab", "prefixes")  # units that are requests
 SPREAD = ("answer", "reply", "pair scored", "pair trained", "adapter", "item", "evaluation")  # over the workers
+LIMITS = 7  # of length, at which notebook 05 looks what each main prefix loses
 ITEMS = 1000  # of a task that is asked whole (tax.limit 0), about the mean of the paper's
 
 
@@ -51,7 +52,7 @@ def counts(cfg: Profile) -> Counts:
 def work(cfg: Profile) -> pd.DataFrame:
     """Rows stage, unit, amount: how often every notebook does what `rehearse.measure` has a price for."""
     n, start = counts(cfg), {stem: _notebook(stem) for stem in STAGES}
-    parts = {} if cfg.data.preferences else _teacher_stages(cfg, n)
+    parts = {"00_start_here": {"rehearsal": 1}} | ({} if cfg.data.preferences else _teacher_stages(cfg, n))
     parts |= {"05_prefixes": _prefixes(cfg, n), "06_prompting": {"grid": 1, "pair scored": n.test * _prompted(cfg, n)},
               "08_personal_models": _personal(cfg, n), "09_multitask": _multitask(cfg, n),
               "10_prefix_sensitivity": {"grid": 1, "pair scored": n.test * _changed(cfg) * len(cfg.training.seeds)},
@@ -117,9 +118,11 @@ def _teacher_stages(cfg: Profile, n: Counts) -> dict[str, dict[str, float]]:
 
 def _prefixes(cfg: Profile, n: Counts) -> dict[str, float]:
     """05: personas that teacher and policy write, in all their variants."""
-    written = [prefix for prefix, _, _ in prefixes.plan(cfg, n.train // max(1, n.people))]
-    return {"prefixes": n.people * sum(written.count(name) for name in ("persona_gpt4", "persona_gold")),
-            "persona": n.people * written.count("persona")}
+    made = prefixes.plan(cfg, n.train // max(1, n.people))
+    written, main = [prefix for prefix, _, _ in made], [prefix for prefix, variant, _ in made if variant == "main"]
+    by_teacher = sum(written.count(name) for name in ("persona_gpt4", "persona_gold"))
+    return {"prefixes": n.people * by_teacher, "persona": n.people * written.count("persona"),
+            "pair encoded": n.test * (len(written) + LIMITS * len(main))}
 
 
 def _prompted(cfg: Profile, n: Counts) -> int:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import environ
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,8 +112,9 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
     On a CPU one thread's processor time counts, so that other programs on the machine change little; on a GPU the
     clock does.
     """
-    costs, body = _start(), _body(cfg)  # in this order: a child's memory is counted from its parent's
-    rng = np.random.default_rng(cfg.seed)
+    began, started = time.process_time(), _importing()  # first: a child's memory is counted from its parent's
+    body = _body(cfg)
+    costs, rng = {"figure": _figure()}, np.random.default_rng(cfg.seed)
     with TemporaryDirectory() as folder, models.one_thread():
         store = _stand_in(cfg, Path(folder))
         teacher = llm.connect(store)
@@ -127,6 +129,7 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
         costs |= _policy(cfg, body, pairs, made, Path(folder))
         size = 2 * costs["adapter"]["disk_mb"]  # in work and in models
         costs["adapter"]["disk_mb"] = size
+    costs |= _start(*started) | {"rehearsal": {"seconds": time.process_time() - began}}
     _memory(cfg, costs, body)
     notes = [body.note] if body.note else []
     if not _simulated(cfg):
@@ -197,25 +200,27 @@ def _clock(job: Callable[[], Any]) -> tuple[float, Any]:
     return clock() - began, result
 
 
-def _start() -> dict[str, dict[str, float]]:
-    """A fresh process that imports what every notebook imports, one that loads models too; and a figure saved."""
-    (light, small), (heavy, large) = _imported("show, stats", "show, stats, training")
+def _figure() -> dict[str, float]:
     with TemporaryDirectory() as folder:
-        drawn, _ = _clock(lambda: _draw(Path(folder) / "figure.png"))
-    return {"notebook": {"seconds": light, "memory_mb": small, "disk_mb": 1.0}, "figure": {"seconds": drawn, "disk_mb": 0.1},
-            "models": {"seconds": max(0.0, heavy - light), "memory_mb": max(0.0, large - small)}, "grid": {"seconds": heavy}}
+        return {"seconds": _clock(lambda: _draw(Path(folder) / "figure.png"))[0], "disk_mb": 0.1}
 
 
-def _imported(*names: str) -> list[tuple[float, float]]:
-    """Seconds of the processor and memory (MB) of fresh processes, side by side, that import these helpers."""
+def _importing() -> list[subprocess.Popen]:
+    """Fresh processes beside this one: one imports what every notebook imports, the other what loads models too."""
     code = ("import resource\nfrom helpers import {}\nused = resource.getrusage(resource.RUSAGE_SELF)\n"
             "print(used.ru_utime + used.ru_stime, used.ru_maxrss)")
-    children = [subprocess.Popen([sys.executable, "-c", code.format(each)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                                 env=environ | {"PYTHONPATH": str(ROOT)}) for each in names]
+    return [subprocess.Popen([sys.executable, "-c", code.format(names)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                             env=environ | {"PYTHONPATH": str(ROOT)}) for names in ("show, stats", "show, stats, training")]
+
+
+def _start(*children: subprocess.Popen) -> dict[str, dict[str, float]]:
+    """Seconds of the processor and memory of both: a notebook's start, what models add, and a worker's start."""
     said = [child.communicate()[0].split() for child in children]
     if not all(said):
         raise RuntimeError("a fresh process could not import the helpers; what it said stands above")
-    return [(float(seconds), int(kilobytes) / 1024) for seconds, kilobytes in said]
+    (light, small), (heavy, large) = ((float(seconds), int(kilobytes) / 1024) for seconds, kilobytes in said)
+    return {"notebook": {"seconds": light, "memory_mb": small, "disk_mb": 1.0},
+            "models": {"seconds": max(0.0, heavy - light), "memory_mb": max(0.0, large - small)}, "grid": {"seconds": heavy}}
 
 
 def _draw(path: Path) -> None:
@@ -344,22 +349,26 @@ def _policy(cfg: Profile, body: Body, pairs: pd.DataFrame, made: pd.DataFrame, f
     rows = rows if body.scale == 1 else rows.sort_values("prefix").iloc[[len(rows) // 2]]
     p = cfg.policy if body.scale == 1 else cfg.policy.model_copy(update={"load_in_4bit": False})
     told = list(zip(rows["head"], rows["tail"], strict=True))
-    seconds, found = _clock(lambda: scoring.score_pairs(
-        body.model, body.tokenizer, told, rows["chosen"], rows["rejected"], max_length=p.max_length, dtype=p.dtype,
-        side=cfg.prefixes.side, max_prompt=p.max_prompt))
+    answers = rows[["chosen", "rejected"]].to_numpy().T.tolist()
+    options = {"max_length": p.max_length, "side": cfg.prefixes.side, "max_prompt": p.max_prompt}
+    score = partial(scoring.score_pairs, body.model, body.tokenizer, dtype=p.dtype, **options)
+    if body.scale == 1:
+        score(told[:1], *(texts[:1] for texts in answers))  # what is done once in a process
+    seconds, found = _clock(lambda: score(told, *answers))
     scored = seconds / len(rows) * body.scale
+    encoded, _ = _clock(lambda: scoring.encode_pairs(body.tokenizer, told, *answers, **options))
     renamed = dict(zip(("logp_chosen", "logp_rejected"), REFERENCE, strict=True))
     train = pd.concat([rows.reset_index(drop=True), found[list(renamed)].rename(columns=renamed)], axis=1)
     cell = Cell("rehearsal", folder / "adapter", p, cfg.training.model_copy(update={"epochs": 1}), cfg.seed, train, train)
     cell.out.mkdir()
-    every = _trained(body, cell)
-    few = _trained(body, replace(cell, train=train.head(1))) if len(train) > 1 else 0.0
+    one = replace(cell, train=train.head(1))
+    few, every = min(_trained(body, one) for _ in range(2)) if len(train) > 1 else 0.0, _trained(body, cell)
     learned = (every - few) / max(1, len(train) - 1)
     kept = sum(f.stat().st_size for f in cell.out.rglob("*") if f.is_file()) / 2**20
     whole = 1.0 if body.scale == 1 else _shape(p.path).num_hidden_layers / body.model.config.num_hidden_layers
     reply = _reply(cfg, body, told)
     item, evaluation = _harness(cfg, body, rows["head"].iloc[-1]) if body.scale == 1 else (scored, 0.0)
-    return {"pair scored": {"seconds": scored, "disk_mb": 5e-5},
+    return {"pair scored": {"seconds": scored, "disk_mb": 5e-5}, "pair encoded": {"seconds": encoded / len(rows)},
             "pair trained": {"seconds": learned * body.scale},
             "adapter": {"seconds": max(0.0, few - learned), "disk_mb": kept * whole},
             "reply": {"seconds": reply}, "item": {"seconds": item}, "evaluation": {"seconds": evaluation, "disk_mb": 0.02}}

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from helpers import grid, models, prompts, sampling, served
+from helpers import grid, models, prompts, sampling
 
 HEADINGS = r"(?:axis|categories|category|chosen category|response|question|answer)"
 OPENING_CLAUSE = re.compile(
@@ -92,6 +92,8 @@ def speaker(cfg) -> Callable[..., list[list[str]]]:
     It runs here, or on the server that responses.base_url names.
     """
     if cfg.responses.base_url:
+        from helpers import served  # by way of openai, slow to import
+
         return partial(served.generate, cfg.responses.base_url, cfg.policy.path)
     return partial(sampling.generate, *models.base(cfg.policy), dtype=cfg.policy.dtype)
 

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,9 +24,8 @@ import papermill
 import psutil
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
-from traitlets.config import Config
 
-from helpers import DATA, ROOT, preflight
+from helpers import DATA, ROOT, kernels, preflight
 from helpers.artifacts import RunError, Store, atomic, open_run, run_folder
 from helpers.config import ConfigError, flatten, load_profile
 from helpers.fingerprint import digest, fingerprint, inputs
@@ -82,24 +82,33 @@ def run_stages(store: Store, stems: Sequence[str], force: bool = False) -> None:
     stems = _import_pairs(store, stems) if store.profile.data.preferences else stems
     for stem in stems:
         check_parameters(_notebook(stem))
-    absent = {table for stem in stems for table in STAGES[stem].makes if not store.has(table)}
-    for number, stem in enumerate(stems, start=1):
-        print(f"[{number:>2}/{len(stems)}] {stem:<22} ", end="", flush=True)
-        if not force and is_fresh(store, stem) and not absent & set(STAGES[stem].makes):
-            print("fresh, skipped", flush=True)
-            continue
-        facts = run_stage(store, stem)
-        print(f"{facts['wall_seconds']:7.1f} s {facts['peak_memory_mb']:7.0f} MB", flush=True)
+    absent, pages = {table for stem in stems for table in STAGES[stem].makes if not store.has(table)}, []
+    with _kernel_environment(store), kernels.Ahead() as ahead, ThreadPoolExecutor(1) as aside:
+        for number, stem in enumerate(stems, start=1):
+            print(f"[{number:>2}/{len(stems)}] {stem:<22} ", end="", flush=True)
+            if not force and is_fresh(store, stem) and not absent & set(STAGES[stem].makes):
+                print("fresh, skipped", flush=True)
+                continue
+            facts = run_stage(store, stem, ahead, "".join(stems[number:number + 1]))
+            pages.append(aside.submit(_to_html, store.path / "notebooks" / f"{stem}.ipynb"))
+            print(f"{facts['wall_seconds']:7.1f} s {facts['peak_memory_mb']:7.0f} MB", flush=True)
+    for page in pages:
+        page.result()  # raises what went wrong
 
 
-def run_stage(store: Store, stem: str) -> dict[str, Any]:
-    """Execute one notebook into the run folder, as .ipynb and .html. Returns what is recorded about it."""
+def run_stage(store: Store, stem: str, ahead: kernels.Ahead, following: str = "") -> dict[str, Any]:
+    """Execute one notebook into the run folder; meanwhile the kernel of the following one starts.
+
+    Returns what is recorded about it.
+    """
     before = fingerprint(store, stem)
     store.record(stem, fingerprint="")  # until it has finished, it is not fresh
-    began = time.perf_counter()
-    with _kernel_environment(store), _peak_memory() as peak:
-        _execute(store, stem)
-    _to_html(store.path / "notebooks" / f"{stem}.ipynb")
+    (store.path / "notebooks" / f"{stem}.html").unlink(missing_ok=True)  # nor without its page, which is made later
+    began, kernel = time.perf_counter(), ahead.take(_notebook(stem))
+    if following:
+        ahead.start(_notebook(following))
+    with _peak_memory(besides=ahead.pid) as peak:
+        _execute(store, stem, kernel)
     facts = {
         "fingerprint": before, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.perf_counter() - began, 1), "peak_memory_mb": round(peak[0] / 2**20),
@@ -183,17 +192,16 @@ def _import_pairs(store: Store, stems: Sequence[str]) -> list[str]:
     return [stem for stem in stems if stem not in replaced]
 
 
-def _execute(store: Store, stem: str) -> None:
-    """papermill, with a bar over the cells where somebody watches. Raises NotebookFailed."""
+def _execute(store: Store, stem: str, kernel: Any) -> None:
+    """papermill, on this kernel, with a bar over the cells where somebody watches. Raises NotebookFailed."""
     target = store.path / "notebooks" / f"{stem}.ipynb"
     given = {"profile": store.profile.name, "run": store.name, "seed": store.profile.seed}
     bar = {"desc": stem, "leave": False} if sys.stderr.isatty() else False
     try:
         papermill.execute_notebook(
             _notebook(stem), target, given, kernel_name="python3", cwd=ROOT / "notebooks", progress_bar=bar,
-            shutdown_kernel="immediate",  # asked politely, ipykernel complains of its own pending tasks
-            config=Config({"KernelManager": {  # not over TCP, where others could listen; sockets of this run alone
-                "transport": "ipc", "ip": os.path.join(os.environ["JUPYTER_PATH"], stem[:2])}}))
+            engine_name="ahead", km=kernel,
+            shutdown_kernel="immediate")  # asked politely, ipykernel complains of its own pending tasks
     except papermill.PapermillExecutionError as error:
         trace = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-12:]
         raise NotebookFailed("\n  | ".join([
@@ -231,14 +239,16 @@ def _kernel_environment(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def _peak_memory(every_seconds: float = 0.5) -> Iterator[list[int]]:
-    """Largest sum of resident bytes over the child processes; pages that they share count once for each."""
+def _peak_memory(besides: int | None, every_seconds: float = 0.5) -> Iterator[list[int]]:
+    """Largest sum of resident bytes over the child processes but one; pages that they share count once for each."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(every_seconds):
             total = 0
             for child in psutil.Process().children(recursive=True):
+                if child.pid == besides:
+                    continue
                 with suppress(psutil.NoSuchProcess):  # it may have ended since it was listed
                     total += child.memory_info().rss
             peak[0] = max(peak[0], total)

@@ -181,6 +181,8 @@ def check(table: str, df: pd.DataFrame) -> pd.DataFrame:
 def _cast(table: str, values: pd.Series, kind: str) -> pd.Series:
     """The column in the table's dtype; what is something else is refused, never converted silently."""
     dtype, listed = DTYPES[kind], kind == "list[str]"
+    if values.dtype == dtype.pandas and not listed and not (kind == "str" and values.hasnans):
+        return pd.Series(values.to_numpy(), dtype=dtype.pandas)  # there already: a second less for 100,000 scores
     _refuse(table, values.name, kind, (v for v in values if not _is(v, dtype, kind)))
     return pd.Series([list(v) for v in values] if listed else list(values), dtype=dtype.pandas)
 

@@ -2,14 +2,16 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from unittest.mock import patch
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from helpers import ROOT, artifacts, fingerprint, run
+from helpers import ROOT, artifacts, fingerprint, kernels, run
 from helpers.artifacts import RunError, open_run
 from helpers.schemas import STAGES, Stage
 
@@ -46,7 +48,7 @@ def mini(tmp_path, monkeypatch):
     """A repository of two small notebooks, the second reading what the first makes, and an open run."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "helpers").symlink_to(ROOT / "helpers")
-    for module in (run, fingerprint, artifacts):
+    for module in (run, fingerprint, artifacts, kernels):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(artifacts, "RUNS", tmp_path / "runs")
     write_notebook(tmp_path, "00_fold", FOLD.replace("RUNS", repr(str(tmp_path / "runs"))))
@@ -84,6 +86,45 @@ def test_a_run_is_executed_once_and_again_only_where_something_changed(mini, cap
 
     assert run.main([*command, "--from", "1"]) == 0  # asked for by number: run although fresh
     assert executed(capsys.readouterr().out) == {"01_ask": True}
+
+
+def test_the_next_kernel_has_imported_when_its_notebook_begins_and_none_is_left(mini, capsys):
+    early = 'import sys\nprint("pandas" in sys.modules, "pd" in globals())'
+    write_notebook(mini, "00_fold", f"{early}\n{FOLD.replace('RUNS', repr(str(mini / 'runs')))}\nimport time; time.sleep(8)")
+    write_notebook(mini, "01_ask", f"{early}\n{ASK.replace('RUNS', repr(str(mini / 'runs')))}")
+    assert run.main(["smoke", "--run", "t"]) == 0
+    store = open_run("smoke", "t")
+    cells = [json.loads((store.path / "notebooks" / f"{stem}.ipynb").read_text())["cells"][-1] for stem in MINI]
+    assert [cell["outputs"][0]["text"][0] for cell in cells] == ["False False\n", "True False\n"]
+    assert [cell["execution_count"] for cell in cells] == [3, 3]
+    assert not kernels_left()
+
+
+def test_a_kernel_that_waits_is_used_unless_the_helpers_have_changed_or_it_has_died(mini):
+    notebook, seen = mini / "notebooks" / "01_ask.ipynb", []
+    with run._kernel_environment(open_run("smoke", "t")), kernels.Ahead() as ahead:
+        for change in ("none", "none", "helpers", "death"):
+            if change == "helpers":
+                ahead.code = "other"
+            if change == "death":
+                psutil.Process(ahead.pid).kill()
+                time.sleep(0.2)
+            ahead.kernel = ahead.take(notebook)
+            seen.append(ahead.pid)
+    assert [a == b for a, b in zip(seen, seen[1:], strict=False)] == [True, False, False]
+    assert not kernels_left()
+
+
+def kernels_left() -> list[int]:
+    return [child.pid for child in psutil.Process().children(recursive=True)
+            if child.status() != psutil.STATUS_ZOMBIE and "ipykernel_launcher" in " ".join(child.cmdline())]
+
+
+def test_a_page_that_cannot_be_written_is_an_error_and_its_notebook_not_fresh(mini, monkeypatch):
+    monkeypatch.setattr(run, "_to_html", lambda notebook: (_ for _ in ()).throw(OSError(f"no room for {notebook.stem}")))
+    with pytest.raises(OSError, match="no room for 00_fold"):
+        run.run_stages(open_run("smoke", "t"), list(MINI))
+    assert not run.is_fresh(open_run("smoke", "t"), "00_fold")
 
 
 def test_a_failing_notebook_stops_the_run_with_the_cell_error_and_the_command_that_resumes(mini, capsys):
