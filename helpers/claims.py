@@ -126,6 +126,8 @@ def rule(claim: Claim) -> str:
 def across_runs(store: Store, runs: Path = RUNS, reference: Path = REFERENCE) -> pd.DataFrame:
     """This run's claims beside those of runs that differ in the seed alone, and beside the shipped records.
 
+    The records are the little world's; imported pairs, which are other people's, do not stand beside them.
+
     runs: a folder of run folders. reference: a CSV of claims with columns run and seed. Returns the columns of
     the claims table, and run: what to call the run, in the order this, others by seed, shipped.
     """
@@ -134,7 +136,7 @@ def across_runs(store: Store, runs: Path = RUNS, reference: Path = REFERENCE) ->
     stores = {f"this run, seed {store.profile.seed}": store}
     stores |= {f"{o.name}, seed {o.profile.seed}": o for o in sorted(alike, key=lambda o: o.profile.seed)}
     tables = [one.read("claims").assign(run=name) for name, one in stores.items() if one.has("claims")]
-    if reference.exists():
+    if reference.exists() and not store.profile.data.preferences:
         shipped = pd.read_csv(reference).astype({"seed": str})
         tables.append(shipped.assign(run="shipped " + shipped.run + ", seed " + shipped.seed).drop(columns="seed"))
     return in_order(pd.concat(tables, ignore_index=True))

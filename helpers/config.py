@@ -187,7 +187,10 @@ def _parse_set(text: str) -> tuple[str, Any]:
 
 
 def _for_imported_pairs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Pairs that nobody here wrote: no simulated world, and no teacher who knows the people."""
+    """Pairs that nobody here wrote: no simulated world, and no teacher who knows the people.
+
+    Answers are rarely anybody else's: drop_uncontested, made for a few categories that recur, would drop most pairs.
+    """
     files = {key: values[key] for key in ("data.preferences", "data.people") if values.get(key)}
     for key, text in files.items():
         given = Path(text).expanduser()
@@ -197,7 +200,7 @@ def _for_imported_pairs(values: Mapping[str, Any]) -> dict[str, Any]:
         files[key] = str(found[0])
     known = TEACHER_FREE + DESCRIBED * ("data.people" in files)
     free = [name for name in values.get("prefixes.names", ()) if name in known]
-    return files | {"prefixes.names": free, "simulated": False}
+    return files | {"prefixes.names": free, "simulated": False, "training.drop_uncontested": False}
 
 
 def _closest(key: str) -> str:

@@ -34,7 +34,8 @@ class Bench:
     def table(self, name: str) -> pd.DataFrame:
         """The rows of a further table. Raises Missing where the run has none."""
         if not len(self.tables.get(name, ())):
-            raise Missing(f"no {name}: {' or '.join(made_by(name))} makes them")
+            raise Missing(f"no {name} in a run of imported pairs" if self.cfg.data.preferences else
+                          f"no {name}: {' or '.join(made_by(name))} makes them")
         return self.tables[name]
 
     def cell(self, words: str) -> pd.DataFrame:

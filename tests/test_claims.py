@@ -200,6 +200,9 @@ def test_runs_of_other_seeds_and_shipped_records_lie_beside_this_one(tmp_path):
         ["shipped laptop, seed 17", 0.74]]
     assert set(beside.claim_id) == {"gold_level"}
     assert len(claims.across_runs(mine, tmp_path, tmp_path / "none.csv")) == 3
+    (pairs := tmp_path / "pairs.jsonl").write_text("{}")
+    own = finished("own", 0.4, f"data.preferences={pairs}")
+    assert claims.across_runs(own, tmp_path, records)["run"].tolist() == ["this run, seed 17"]  # no little world beside it
 
 
 def test_other_runs_do_not_make_a_run_stale(tmp_path):

@@ -116,6 +116,7 @@ def test_own_pairs_leave_no_simulated_world_and_no_prefix_that_needs_a_teacher(t
     pairs.write_text("{}\n")
     profile = load_profile("smoke", [f"data.preferences={pairs}"])
     assert (profile.simulated, profile.prefixes.names) == (False, ("none", "tag", "few_shot"))
+    assert not profile.training.drop_uncontested  # made for answers that recur
     assert profile.data.preferences == str(pairs)
     with pytest.raises(ConfigError, match="data.preferences: no absent.jsonl; expected JSONL"):
         load_profile("smoke", ["data.preferences=absent.jsonl"])
