@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 USER, ANSWER = "\u2237question\u2237", "\u2237answer\u2237"  # marks that no template holds
+AT_ONCE = 1024  # texts to tokenise: of each more is kept meanwhile than its ids
 FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}  # else Llama 3 writes today's date, Qwen 3 thinks
 
 
@@ -181,6 +182,7 @@ def _ids(tokenizer, texts: Iterable[str]) -> list[list[int]]:
     """Token ids of each text; one that occurs often, as prefixes do, is tokenised once."""
     texts = list(texts)
     known = list(dict.fromkeys(texts))
-    ids = tokenizer(known, add_special_tokens=False)["input_ids"] if known else []
+    parts = (known[i:i + AT_ONCE] for i in range(0, len(known), AT_ONCE))
+    ids = (one for part in parts for one in tokenizer(part, add_special_tokens=False)["input_ids"])
     table = dict(zip(known, ids, strict=True))
     return [table[text] for text in texts]

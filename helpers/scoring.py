@@ -11,6 +11,7 @@ from helpers import chat, dpo, fused, models
 from helpers.sharing import PAYS, Asked, Plan, Row, chunks, plan
 
 TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
+AT_ONCE = 2048  # pairs whose tokens are held in memory
 Read = Callable[[torch.nn.Module, dict[str, torch.Tensor], dpo.Heads | None], torch.Tensor]
 
 
@@ -38,13 +39,17 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
     Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
     n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
-    answers = list(zip(chosen, rejected, strict=True))
-    asked = encode(tokenizer, prompts, answers, max_length, side, max_prompt, soft is not None)
-    sums = answer_sums(model, asked, token_budget, dtype, soft, adapters).reshape(-1, 2)
-    if len(bad := np.flatnonzero(~np.isfinite(sums).all(1))):
-        raise FloatingPointError(f"pair {bad[0]} of {len(asked)} (chosen: {answers[bad[0]][0][:40]!r}) has log-probabilities "
-                                 f"{sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
-    return table(asked, sums)
+    answers, parts = list(zip(chosen, rejected, strict=True)), []
+    for at in (slice(start, start + AT_ONCE) for start in range(0, max(1, len(answers)), AT_ONCE)):
+        asked = encode(tokenizer, prompts[at], answers[at], max_length, side, max_prompt, soft is not None)
+        of_rows = soft[at] if soft is not None else None, adapters and adapters[at]
+        sums = answer_sums(model, asked, token_budget, dtype, *of_rows).reshape(-1, 2)
+        if len(bad := np.flatnonzero(~np.isfinite(sums).all(1))):
+            raise FloatingPointError(
+                f"pair {at.start + bad[0]} of {len(answers)} (chosen: {answers[at][bad[0]][0][:40]!r}) has log-probabilities "
+                f"{sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
+        parts.append(table(asked, sums))
+    return pd.concat(parts, ignore_index=True)
 
 
 def table(asked: Sequence[Asked], sums: np.ndarray) -> pd.DataFrame:

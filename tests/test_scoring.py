@@ -131,6 +131,14 @@ def test_half_precision_behind_a_head_is_as_near_as_without(shape):
         np.testing.assert_allclose(found, exact, rtol=2e-2, atol=0.3)
 
 
+def test_what_is_held_in_memory_at_once_changes_nothing(policy, monkeypatch):
+    prompts, chosen, rejected = make_pairs(11)
+    whole = scoring.score_pairs(*policy, prompts, chosen, rejected, dtype="float32")
+    monkeypatch.setattr(scoring, "AT_ONCE", 4)
+    parts = scoring.score_pairs(*policy, prompts, chosen, rejected, dtype="float32")
+    pd.testing.assert_frame_equal(parts, whole, rtol=1e-5)
+
+
 def test_no_pairs_give_no_rows(policy):
     assert scoring.score_pairs(*policy, [], [], []).empty
 

@@ -238,7 +238,7 @@ def _way(what: str, method: str, cfg, out: Path) -> Callable[[pd.DataFrame], obj
     model, tokenizer = models.load_policy(cfg.policy)
     if method == "RewardBench":
         return lambda rows: baselines.rewardbench(model, tokenizer, rows, made.ANSWERS[:2])
-    return lambda rows: ours(model, tokenizer, rows, made.ANSWERS[:2], cfg)
+    return lambda rows: _score(model, tokenizer, rows, cfg)
 
 
 def _stock(rows: pd.DataFrame, cfg, out: Path, flags: dict) -> None:
@@ -247,12 +247,16 @@ def _stock(rows: pd.DataFrame, cfg, out: Path, flags: dict) -> None:
 
 def _train(rows: pd.DataFrame, cfg, out: Path) -> None:
     model, tokenizer = models.load_policy(cfg.policy)
-    found = scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
-                                rows["rejected"], max_length=cfg.policy.max_length)
+    found = _score(model, tokenizer, rows, cfg)
     train = rows.assign(ref_chosen_logps=found["logp_chosen"], ref_rejected_logps=found["logp_rejected"])
     train = train.assign(pair_id=[f"pair{i}" for i in range(len(train))])
     cell = training.Cell("bench", out, cfg.policy, cfg.training, seed=0, score=rows.head(0), train=train)
     training.train_adapter(model, tokenizer, cell, out)
+
+
+def _score(model, tokenizer, rows: pd.DataFrame, cfg) -> pd.DataFrame:
+    return scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
+                               rows["rejected"], max_length=cfg.policy.max_length)
 
 
 def _check_equal(ways: dict[str, Callable]) -> None:
