@@ -30,7 +30,7 @@ from helpers.config import load_profile
 KILLS = int(os.environ.get("KILLS", "20"))
 STAGES, SETS = os.environ.get("KILL_STAGES", ""), os.environ.get("KILL_SETS", "").split()
 LATE_SECONDS = 0.2  # of every answer, so that there is something on the wire to be lost
-PATIENCE_SECONDS = 60.0  # a moment that was passed before its run began comes after so long
+PATIENCE_SECONDS = 120.0  # a moment that was passed before its run began comes after so long
 COMPUTED = ("06_prompting", "08_personal_models", "09_multitask", "10_prefix_sensitivity", "14_alignx")  # score and train
 WORKERS = load_profile("smoke").training.workers
 CONCURRENCY = load_profile("smoke").teacher.concurrency
