@@ -30,7 +30,7 @@ from helpers.config import load_profile
 KILLS = int(os.environ.get("KILLS", "20"))
 STAGES, SETS = os.environ.get("KILL_STAGES", ""), os.environ.get("KILL_SETS", "").split()
 LATE_SECONDS = 0.2  # of every answer, so that there is something on the wire to be lost
-PATIENCE_SECONDS = 60.0  # a moment that was passed before its run began comes after so long
+PATIENCE_SECONDS = 120.0  # a moment that was passed before its run began comes after so long
 COMPUTED = ("06_prompting", "08_personal_models", "09_multitask", "10_prefix_sensitivity", "14_alignx")  # score and train
 WORKERS = load_profile("smoke").training.workers
 CONCURRENCY = load_profile("smoke").teacher.concurrency
@@ -178,7 +178,7 @@ def test_kill_9_at_random_moments_changes_no_byte_and_pays_for_nothing_twice(ser
     assert process.wait() == 0, said(killed).read_text()[-3000:]
     lost(killed, had, done, paid(server, mark))
     twice = once_but_for_the_wire(killed, paid(server, opened))
-    print(f"{KILLS} kills: {dict(fell)}; {len(stored(killed))} answers, {twice} of them twice; {len(units(killed))} units")
+    print(f"{sum(fell.values())} kills: {dict(fell)}; {len(stored(killed))} answers, {twice} of them twice; {len(units(killed))} units")
     assert sum(fell[stem] for stem in COMPUTED) >= KILLS // 2
     assert tables(killed) == tables(whole)
     assert {asked: text for asked, (_, text) in stored(killed).items()} == {a: text for a, (_, text) in stored(whole).items()}
