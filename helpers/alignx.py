@@ -373,18 +373,6 @@ def wikipersona(scores: pd.DataFrame, folds: Sequence[int], seed: int, n: int) -
     return rows[list(TABLES["alignx"].columns)]
 
 
-def turned(result: pd.DataFrame) -> pd.DataFrame:
-    """Whether a ranking behind golden directions turns when they are flipped, or reworded: `correct` says that it does.
-
-    result: the table `alignx`. Returns policy_id, persona_id, pair_id, kind, axis, trained, setting, correct.
-    """
-    golden, same = result[(result["method"] == "pba") & (result["prefix"] == "golden")], ["policy_id", "persona_id", "pair_id"]
-    before = golden.loc[golden["setting"] == "main", [*same, "correct"]].rename(columns={"correct": "was"})
-    after = golden[golden["setting"].isin(["flipped", "reworded"])].merge(before, on=same)
-    return after.assign(correct=after["correct"] != after["was"])[
-        [*same, "kind", "axis", "trained", "setting", "correct"]]
-
-
 def steered(teacher: Teacher, answers: pd.DataFrame, asked: pd.DataFrame, evidence: Evidence, cfg: Profile) -> pd.DataFrame:
     """Whether an answer behind golden directions leans to them more than the one behind flipped ones, by the teacher.
 
