@@ -11,6 +11,7 @@ from functools import cache
 from random import Random
 
 import numpy as np
+import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict
 
@@ -147,6 +148,18 @@ class Wording:
         hobbies = [self.hobby[name] for name in poles(values)[0] if name in self.hobby]
         hobby = random.choice(hobbies) if hobbies else "other things"
         return self.world.describe(random, "This person", self.memberships(values), hobby)
+
+
+def turned(result: pd.DataFrame) -> pd.DataFrame:
+    """Whether a ranking behind golden directions turns when they are flipped, or reworded: `correct` says that it does.
+
+    result: the table `alignx`. Returns policy_id, persona_id, pair_id, kind, axis, trained, setting, correct.
+    """
+    golden, same = result[(result["method"] == "pba") & (result["prefix"] == "golden")], ["policy_id", "persona_id", "pair_id"]
+    before = golden.loc[golden["setting"] == "main", [*same, "correct"]].rename(columns={"correct": "was"})
+    after = golden[golden["setting"].isin(["flipped", "reworded"])].merge(before, on=same)
+    return after.assign(correct=after["correct"] != after["was"])[
+        [*same, "kind", "axis", "trained", "setting", "correct"]]
 
 
 def fingerprint() -> str:

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from helpers import stats
+from helpers import directions, stats
 from helpers.config import Profile
 from helpers.schemas import made_by
 from helpers.stats import Estimate
@@ -221,9 +221,7 @@ def bridge_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
 
 def turned_gap(bench: Bench, cells: Sequence[str]) -> Estimate:
     """Share of rankings that turn with the directions, first "setting kind" minus second (notebook 14)."""
-    from helpers.outcomes import turned
-
-    rows = turned(bench.table("alignx"))
+    rows = directions.turned(bench.table("alignx"))
     first, second = (rows[(rows["setting"] == s) & (rows["kind"] == k)] for s, k in (cell.split() for cell in cells))
     if first.empty or second.empty:
         raise Missing(f"no directions were turned for {' or '.join(cells)}")

@@ -1,4 +1,4 @@
-"""What came out of histories and directions: scores by AlignX's rule, turned rankings, steered answers, and costs."""
+"""What came out of histories and directions: scores by AlignX's rule, steered answers, and costs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,18 +54,6 @@ def wikipersona(scores: pd.DataFrame, folds: Sequence[int], seed: int, n: int) -
         ["refers", "pair_id", "ref_chosen", "ref_rejected"], axis=1)
     rows = rows.assign(refers=rows["prefix"].replace("vpl", "none")).merge(sums, how="left", on=["refers", "pair_id"])
     return rows[list(TABLES["alignx"].columns)]
-
-
-def turned(result: pd.DataFrame) -> pd.DataFrame:
-    """Whether a ranking behind golden directions turns when they are flipped, or reworded: `correct` says that it does.
-
-    result: the table `alignx`. Returns policy_id, persona_id, pair_id, kind, axis, trained, setting, correct.
-    """
-    golden, same = result[(result["method"] == "pba") & (result["prefix"] == "golden")], ["policy_id", "persona_id", "pair_id"]
-    before = golden.loc[golden["setting"] == "main", [*same, "correct"]].rename(columns={"correct": "was"})
-    after = golden[golden["setting"].isin(["flipped", "reworded"])].merge(before, on=same)
-    return after.assign(correct=after["correct"] != after["was"])[
-        [*same, "kind", "axis", "trained", "setting", "correct"]]
 
 
 def steered(teacher: Teacher, answers: pd.DataFrame, asked: pd.DataFrame, evidence: Evidence, cfg: Profile) -> pd.DataFrame:

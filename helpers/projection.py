@@ -54,6 +54,7 @@ def work(cfg: Profile) -> pd.DataFrame:
     n, start = counts(cfg), {stem: _notebook(stem) for stem in STAGES}
     parts = {"00_start_here": {"rehearsal": 1}} | ({} if cfg.data.preferences else _teacher_stages(cfg, n))
     parts |= {"05_prefixes": _prefixes(cfg, n), "06_prompting": {"grid": 1, "pair scored": n.test * _prompted(cfg, n)},
+              "07_dpo_by_hand": {"grid": 1, "adapter": 1, "pair scored": 2 * min(200, n.test)},
               "08_personal_models": _personal(cfg, n), "09_multitask": _multitask(cfg, n),
               "10_prefix_sensitivity": {"grid": 1, "pair scored": n.test * _changed(cfg) * len(cfg.training.seeds)},
               "12_generation": _generation(cfg, n), "13_alignment_tax": _tax(cfg, n), "14_alignx": _alignx(cfg, n)}

@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helpers import (
     DATA,
     ROOT,
+    figures,
     harness,
     judging,
     llm,
@@ -82,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(f"Rehearsing profile {cfg.name} on {psutil.cpu_count()} cores, {_card()}", flush=True)
-    costs, notes = measure(cfg)
+    try:
+        costs, notes = measure(cfg)
+    except ConfigError as error:
+        print(f"WILL NOT FIT: {error}")
+        return 1
     table = projection.project(cfg, costs, price(cfg))
     table.loc[len(table)] = total(table)
     print(*notes, _shown(table).to_string(index=False), sep="\n")
@@ -110,8 +115,10 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
     """unit -> seconds, memory_mb, gpu_mb, disk_mb, tokens_in, tokens_out for `projection.project`; and notes.
 
     On a CPU one thread's processor time counts, so that other programs on the machine change little; on a GPU the
-    clock does.
+    clock does. Raises ConfigError for a policy that is not at hand and of unknown shape.
     """
+    if not _at_hand(cfg.policy.path):
+        _shape(cfg.policy.path)  # raises what is to be changed, before anything is started
     began, started = time.process_time(), _importing()  # first: a child's memory is counted from its parent's
     body = _body(cfg)
     costs, rng = {"figure": _figure()}, np.random.default_rng(cfg.seed)
@@ -224,10 +231,11 @@ def _start(*children: subprocess.Popen) -> dict[str, dict[str, float]]:
 
 
 def _draw(path: Path) -> None:
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for ax in axes:
-        ax.bar(range(16), range(16), yerr=0.5)
-    fig.savefig(path, dpi=150, bbox_inches="tight")
+    """A figure of twenty intervals, drawn twice, as a notebook does: for the file and for its own page."""
+    rows = pd.DataFrame({"label": [f"prefix {i}" for i in range(20)], "estimate": 0.1, "low": 0.0, "high": 0.2, "n_people": 50})
+    fig = figures.forest(rows, "label", "accuracy")
+    for _ in range(2):
+        fig.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(fig)
 
 

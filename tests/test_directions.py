@@ -3,6 +3,7 @@
 from random import Random
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from helpers import directions
@@ -98,3 +99,13 @@ def test_a_world_without_words_for_the_space_is_told_so(wording, monkeypatch):
     monkeypatch.setattr(wording.world, "name", "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"elsewhere.yaml.*little.yaml"):
         directions.Wording(wording.world)
+
+
+def test_turned_compares_with_the_same_pair_under_golden():
+    def row(setting, pair, correct, prefix="golden"):
+        return {"policy_id": "x", "method": "pba", "prefix": prefix, "setting": setting, "persona_id": "a", "pair_id": pair,
+                "kind": "divergent", "axis": "diet", "trained": False, "correct": correct}
+    table = pd.DataFrame([row("main", "1", True), row("main", "2", False), row("main", "1", False, "head"),
+                          row("flipped", "1", False), row("flipped", "2", False), row("reworded", "1", True)])
+    found = directions.turned(table).set_index(["setting", "pair_id"])["correct"].to_dict()
+    assert found == {("flipped", "1"): True, ("flipped", "2"): False, ("reworded", "1"): False}

@@ -1,4 +1,4 @@
-"""AlignX's rule, turned rankings and steered answers, by hand and on four people of the little world."""
+"""AlignX's rule and steered answers, by hand and on four people of the little world."""
 
 import pandas as pd
 from four_people import CFG
@@ -13,16 +13,6 @@ def test_the_corrected_rule_asks_what_training_moved():
                         columns=["logp_chosen", "ref_chosen", "logp_rejected", "ref_rejected"])
     rows.loc[1, ["ref_chosen", "ref_rejected"]] = [-1.0, -12.0]
     assert outcomes.corrected(rows).tolist() == [True, False, False]
-
-
-def test_turned_compares_with_the_same_pair_under_golden():
-    def row(setting, pair, correct, prefix="golden"):
-        return {"policy_id": "x", "method": "pba", "prefix": prefix, "setting": setting, "persona_id": "a", "pair_id": pair,
-                "kind": "divergent", "axis": "diet", "trained": False, "correct": correct}
-    table = pd.DataFrame([row("main", "1", True), row("main", "2", False), row("main", "1", False, "head"),
-                          row("flipped", "1", False), row("flipped", "2", False), row("reworded", "1", True)])
-    found = outcomes.turned(table).set_index(["setting", "pair_id"])["correct"].to_dict()
-    assert found == {("flipped", "1"): True, ("flipped", "2"): False, ("reworded", "1"): False}
 
 
 def test_collect_puts_the_base_beside_the_adapter_and_below_it():

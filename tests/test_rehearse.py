@@ -46,7 +46,14 @@ def test_sizes_of_models_that_are_not_at_hand():
     # Mistral 7B: 7.24 billion, of which 2 * 32000 * 4096 are embedding and head, the embedding not multiplied with
     assert rehearse.parameters("x/zephyr-7b-sft") == pytest.approx(7.24e9, rel=0.001)
     assert rehearse._active(rehearse._shape("x/zephyr-7b-sft")) == pytest.approx(7.24e9 - 32000 * 4096, rel=0.001)
+    assert rehearse.parameters(load_profile("paper").policy.path) == rehearse.parameters("x/zephyr-7b-sft")
     assert rehearse.parameters("data/models/base") == pytest.approx(2.2e6, rel=0.05)
+
+
+def test_a_policy_of_unknown_shape_is_said_before_anything_is_measured(capsys):
+    assert rehearse.main(["smoke", "--set", "policy.path=nobody/nothing-7b"]) == 1
+    assert "WILL NOT FIT: policy.path nobody/nothing-7b is not at hand and data/shapes.yaml has no nothing-7b" in \
+        capsys.readouterr().out
 
 
 @pytest.mark.slow
