@@ -178,7 +178,8 @@ def test_kill_9_at_random_moments_changes_no_byte_and_pays_for_nothing_twice(ser
     assert process.wait() == 0, said(killed).read_text()[-3000:]
     lost(killed, had, done, paid(server, mark))
     twice = once_but_for_the_wire(killed, paid(server, opened))
-    print(f"{sum(fell.values())} kills: {dict(fell)}; {len(stored(killed))} answers, {twice} of them twice; {len(units(killed))} units")
+    print(f"{sum(fell.values())} kills: {dict(fell)}; {len(stored(killed))} answers, {twice} of them "
+          f"twice; {len(units(killed))} units")
     assert sum(fell[stem] for stem in COMPUTED) >= KILLS // 2
     assert tables(killed) == tables(whole)
     assert {asked: text for asked, (_, text) in stored(killed).items()} == {a: text for a, (_, text) in stored(whole).items()}
