@@ -150,9 +150,9 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     everybody += len(ends) * t.folds * (t.loser_ablation and t.drop_uncontested)
     everybody += len(t.label_noise) * min(2, t.folds) + len(v.shots) * t.folds * len(t.seeds)
     everybody += t.folds * bool(v.as_released and v.shots)
-    parts, train = min(t.folds, n.small), own * kept
-    small = len(names) * parts * len(t.seeds) if "small" in s.names and n.small > 1 else 0
-    apart = len(set(names) & set(s.axis_prefixes or names)) * n.axes if "leave_axis_out" in s.names and n.axes > 1 else 0
+    parts, train, some = min(t.folds, n.small), own * kept, len(set(names) & set(s.prefixes or names))
+    small = some * parts * len(t.seeds) if "small" in s.names and n.small > 1 else 0
+    apart = some * n.axes if "leave_axis_out" in s.names and n.axes > 1 else 0
     each = min(t.pairs_per_person or train, train)
     trained = everybody * n.people * (1 - 1 / t.folds) * each * t.epochs
     trained += small * n.small * (1 - 1 / max(2, parts)) * each * s.small_epochs
