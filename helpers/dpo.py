@@ -6,7 +6,8 @@ one row per answer, and the prompt is computed once. What several prompts begin 
 all of them (`read_heads`): their rows then hold the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
-
-from helpers import flat
 
 IGNORE = -100
 SOFT = -1  # stands in a prompt for a token that is given as a vector
@@ -136,11 +135,13 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads 
     batch: what `pack` returned, and `soft` (see `last_hidden`). Only answers' positions go through the model's
     head, and without gradients so many at a time that memory is bounded for any vocabulary.
     """
-    hidden, word_head = answer_hidden(model, batch, cache), _base(model).get_output_embeddings()
-    (n, k), at = batch["counts"].shape, _predicting(batch)
-    targets = pad(batch["targets"].flatten()[at], (0, len(hidden) - len(at)), value=IGNORE)
+    hidden, word_head = last_hidden(model, batch, cache), _base(model).get_output_embeddings()
+    (n, k), targets = batch["counts"].shape, batch["targets"].flatten()
+    at = (targets != IGNORE).nonzero()[:, 0]
+    padded = pad(at, (0, -len(at) % 64))  # of few lengths, as rows are (see pack)
     few = max(256, LOGITS[at.device.type] // len(word_head.weight) // 256 * 256)
-    parts = zip(*(rows.split(len(hidden) if torch.is_grad_enabled() else few) for rows in (hidden, targets)), strict=True)
+    parts = zip(*(rows.split(len(padded) if torch.is_grad_enabled() else few)
+                  for rows in (hidden.flatten(0, 1)[padded], targets[padded])), strict=True)
     token_logps = torch.cat([-cross_entropy(word_head(rows).float(), wanted, reduction="none")
                              for rows, wanted in parts])[:len(at)]
     owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
@@ -154,35 +155,21 @@ def answer_means(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads 
     return mine.to(hidden.dtype) @ hidden / mine.sum(-1, keepdim=True)
 
 
-def answer_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
-    """Last hidden states of the tokens that predict an answer's, row by row, and of some fill [m, hidden].
-
-    Of decoders that helpers.flat knows nothing else is computed.
-    """
-    base, segments, positions = _base(model), batch["segments"], batch["position_ids"]
-    if not flat.known(base.get_decoder()):
-        at = _predicting(batch)
-        return last_hidden(model, batch, cache).flatten(0, 1)[pad(at, (0, -len(at) % flat.MULTIPLE))]
-    mask, kind = _attention(base, segments, positions, _in_front(cache))
-    return flat.read(base.get_decoder(), _embedded(base, batch), positions, segments, batch["targets"] != IGNORE, mask,
-                     AttentionInterface()[kind], cache)
-
-
 def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
     """The decoder's last hidden states [n, L, hidden] of packed rows.
 
     A row whose prompt has the token SOFT finds there, as its embedding, its vector of batch["soft"] [n, hidden].
     cache: the heads that stand in front of the rows.
     """
-    base, positions = _base(model), batch["position_ids"]
-    mask, kind = _attention(base, batch["segments"], positions, _in_front(cache))
-    config = base.config.get_text_config()
-    before, config._attn_implementation = config._attn_implementation, kind
-    try:
-        return base.get_decoder()(inputs_embeds=_embedded(base, batch), position_ids=positions, attention_mask=mask,
-                                  past_key_values=cache, use_cache=cache is not None).last_hidden_state
-    finally:
-        config._attn_implementation = before
+    base, positions, given = _base(model), batch["position_ids"], {"input_ids": batch["input_ids"]}
+    if "soft" in batch:
+        words = base.get_input_embeddings()(batch["input_ids"].clamp(min=0))
+        here = (batch["input_ids"] == SOFT)[:, :, None]
+        given = {"inputs_embeds": torch.where(here, batch["soft"][:, None].to(words.dtype), words)}
+    heads = cache.lengths[cache.rows] if cache is not None and cache.rows is not None else None
+    with _attention(base, batch["segments"], positions, heads) as mask:
+        return base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                                  use_cache=cache is not None).last_hidden_state
 
 
 def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -224,28 +211,10 @@ def _base(model: torch.nn.Module) -> torch.nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _predicting(batch: dict[str, Tensor]) -> Tensor:
-    """Places among all n * L of the tokens that predict an answer's."""
-    return (batch["targets"].flatten() != IGNORE).nonzero()[:, 0]
-
-
-def _in_front(cache: Heads | None) -> Tensor | None:
-    """Tokens of the head in front of each row [n]."""
-    return cache.lengths[cache.rows] if cache is not None and cache.rows is not None else None
-
-
-def _embedded(base: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Embeddings [n, L, hidden]; where a prompt has SOFT, its row's vector of batch["soft"]."""
-    ids = batch["input_ids"]
-    if "soft" not in batch:
-        return base.get_input_embeddings()(ids)
-    words = base.get_input_embeddings()(ids.clamp(min=0))
-    return torch.where((ids == SOFT)[:, :, None], batch["soft"][:, None].to(words.dtype), words)
-
-
+@contextmanager
 def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
-               heads: Tensor | None = None) -> tuple[Tensor, str]:
-    """The mask for attention, and the attention: where it is faster another than torch's fused one.
+               heads: Tensor | None = None) -> Iterator[Tensor]:
+    """The mask for the decoder; and, where it is faster, another attention than torch's fused one.
 
     In bfloat16 on a CPU the fused one takes six times as long, there and back, as three plain operations.
     """
@@ -253,38 +222,21 @@ def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
     mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None), heads)
     half = segments.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if not (half and mask.shape[2] * mask.shape[3] <= SHORT**2):
-        return mask, config._attn_implementation
-    mask = mask.expand(-1, config.num_attention_heads, -1, -1)
-    return torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, float("-inf")), "plain_rows"
+        yield mask
+        return
+    before, config._attn_implementation = config._attn_implementation, "plain_rows"
+    try:
+        yield torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, float("-inf"))
+    finally:
+        config._attn_implementation = before
 
 
 def _plain_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, None]:
     """softmax(q k' + mask) v: [n, heads, L, d] to [n, L, heads, d]; grouped keys and values are repeated."""
-    if (groups := query.shape[1] // key.shape[1]) > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    dtype = value.dtype
-    return _Plain.apply(query.to(dtype), key.to(dtype), value, attention_mask, scaling).transpose(1, 2), None
-
-
-class _Plain(torch.autograd.Function):
-    """softmax(s q k' + mask) v for q [n, heads, L, d], k and v [n, heads, S, d] and mask [n, heads, L, S]."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
-        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-        scores = torch.baddbmm(mask.flatten(0, 1), q, k.mT, alpha=scaling)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)  # in bfloat16 it would take twice as long
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scaling, ctx.heads = scaling, mask.shape[1]
-        return (weights @ v).unflatten(0, (-1, ctx.heads))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights = ctx.saved_tensors
-        grad = grad.reshape(-1, *grad.shape[2:])
-        pull = torch._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
-        found = (pull @ k).mul_(ctx.scaling), (pull.mT @ q).mul_(ctx.scaling), weights.mT @ grad
-        return *(x.unflatten(0, (-1, ctx.heads)) for x in found), None, None
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = (query * scaling @ key.transpose(2, 3)).add_(attention_mask)  # the query is smaller than the scores
+    weights = torch.softmax(scores, dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("plain_rows", _plain_attention)

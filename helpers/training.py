@@ -182,7 +182,6 @@ class PairTrainer(DPOTrainer):
     def __init__(self, *args: Any, dtype: str = "auto", token_budget: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=self._collate, **kwargs)
         dpo.check_model(self.model)
-        self.train_dataset = self.train_dataset.to_list()  # in the memory already; a Dataset converts rows at each reading
         self.dtype, self.token_budget = dtype, token_budget or dpo.TOKEN_BUDGET[self.args.device.type]
         self.remove_callback(PrinterCallback)
 
