@@ -147,9 +147,9 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     t, v, s, names = cfg.training, cfg.vpl, cfg.schemes, prefixes.available_prefixes(cfg)
     kept, own, ends = 1 - t.validation, n.train / n.people, {"persona_gold"} & set(names)
     everybody = len(names) * t.folds * len(t.seeds) + len(t.learning_rate_grid)
-    everybody += len(ends) * t.folds * (t.loser_ablation and t.drop_uncontested)
+    everybody += len(ends) * min(2, t.folds) * (t.loser_ablation and t.drop_uncontested)
     everybody += len(t.label_noise) * min(2, t.folds) + len(v.shots) * t.folds * len(t.seeds)
-    everybody += t.folds * bool(v.as_released and v.shots)
+    everybody += min(2, t.folds) * bool(v.as_released and v.shots)
     parts, train, some = min(t.folds, n.small), own * kept, len(set(names) & set(s.prefixes or names))
     small = some * parts * len(t.seeds) if "small" in s.names and n.small > 1 else 0
     apart = some * n.axes if "leave_axis_out" in s.names and n.axes > 1 else 0
