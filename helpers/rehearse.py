@@ -7,6 +7,7 @@ teacher's place (nothing is paid) and random weights in place of a policy that i
 """
 
 import argparse
+import json
 import resource
 import shutil
 import subprocess
@@ -117,7 +118,7 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
     On a CPU one thread's processor time counts, so that other programs on the machine change little; on a GPU the
     clock does. Raises ConfigError for a policy that is not at hand and of unknown shape.
     """
-    if not _at_hand(cfg.policy.path):
+    if not _at_hand(cfg.policy):
         _shape(cfg.policy.path)  # raises what is to be changed, before anything is started
     began, started = time.process_time(), _importing()  # first: a child's memory is counted from its parent's
     body = _body(cfg)
@@ -146,8 +147,8 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
 
 def _body(cfg: Profile) -> Body:
     """The policy itself, or, where it is not at hand or too large for this CPU, some of its layers at random."""
-    cuda, at_hand = torch.cuda.is_available(), _at_hand(cfg.policy.path)
-    config = AutoConfig.from_pretrained(models.resolve(cfg.policy.path)) if at_hand else _shape(cfg.policy.path)
+    cuda, at_hand = torch.cuda.is_available(), _at_hand(cfg.policy)
+    config = _config(cfg.policy) if at_hand else _shape(cfg.policy.path)
     whole = _active(config)
     if at_hand and (cuda or whole < SMALL):
         return Body(*models.load_policy(cfg.policy), 1.0, "")
@@ -160,6 +161,10 @@ def _body(cfg: Profile) -> Body:
     scale = whole / _active(config)
     return Body(model, tokenizer, scale, f"policy {cfg.policy.path}: random weights, {config.num_hidden_layers} of {layers} "
                 f"layers, seconds times {scale:.1f}; texts as long as the profile allows: upper bounds")
+
+
+def _config(policy: Any) -> Any:
+    return AutoConfig.from_pretrained(models.policy_folder(policy.path, policy.revision))
 
 
 def _shape(path: str) -> Any:
@@ -192,9 +197,21 @@ def _active(config: Any) -> int:
     return _count(config) - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
 
 
-def _at_hand(path: str) -> bool:
-    return (ROOT / path).is_dir() or (
-        str(path).count("/") == 1 and isinstance(try_to_load_from_cache(str(path), "config.json"), str))
+def _at_hand(model: Any) -> bool:
+    """Whether the files of a model lie here. model: a section of the profile, with path and revision."""
+    return _here(model.path, model.revision)
+
+
+def _here(path: str, revision: str = "") -> bool:
+    """As a folder, or in the hub's cache; of an adapter there its base as well."""
+    if (ROOT / path).is_dir() or str(path).count("/") != 1:
+        return (ROOT / path).is_dir()
+    config, adapter = (try_to_load_from_cache(str(path), name, revision=revision or None)
+                       for name in ("config.json", "adapter_config.json"))
+    if not isinstance(adapter, str) or isinstance(config, str):
+        return isinstance(config, str)
+    about = json.loads(Path(adapter).read_text())
+    return _here(about["base_model_name_or_path"], about.get("revision") or "")
 
 
 def _clock(job: Callable[[], Any]) -> tuple[float, Any]:
@@ -285,7 +302,7 @@ def _selection(cfg: Profile, asked: pd.DataFrame, texts: list[list[str]], answer
     raw = pd.DataFrame([{"response_id": f"{q}-{i}", "question_id": q, "cot_axis": "", "cot_categories": ["one"],
                          "cot_category": "one", "text_raw": text}
                         for q, own in zip(asked["question_id"], texts, strict=True) for i, text in enumerate(own)])
-    if all(map(_at_hand, (cfg.reward.path, cfg.embedder.path))):
+    if all(map(_at_hand, (cfg.reward, cfg.embedder))):
         responses.select(raw.head(8), asked, cfg)  # loads
         return {"seconds": _clock(lambda: responses.select(raw, asked, cfg))[0] / len(raw)}
     others = sum(map(parameters, (cfg.reward.path, cfg.embedder.path)))
@@ -429,10 +446,7 @@ def gpu_mb(cfg: Profile, whole: float) -> float:
     The least that must fit, for a batch is halved where memory is short. A row of two max_length tokens keeps about
     34 bytes a token, layer and hidden unit for the way back, and 6 a token and word. Arithmetic, not a measurement.
     """
-    if not _at_hand(cfg.policy.path):
-        shape = _shape(cfg.policy.path)
-    else:
-        shape = AutoConfig.from_pretrained(models.resolve(cfg.policy.path)).get_text_config()
+    shape = (_config(cfg.policy) if _at_hand(cfg.policy) else _shape(cfg.policy.path)).get_text_config()
     weights = whole * (0.55 if cfg.policy.load_in_4bit else 2)
     adapter = 16 * cfg.training.lora_r * shape.num_hidden_layers * 18 * shape.hidden_size
     batch = 2 * cfg.policy.max_length * (34 * shape.num_hidden_layers * shape.hidden_size + 6 * shape.vocab_size)
@@ -449,7 +463,8 @@ def check(cfg: Profile, table: pd.DataFrame) -> list[str]:
 
 def _room(cfg: Profile, whole: pd.Series) -> list[str]:
     found, free = [], shutil.disk_usage(DATA).free / 2**20
-    download = sum(parameters(p) * 2 / 2**20 for p in _models(cfg) if not _at_hand(p) and parameters(p) == parameters(p))
+    sizes = [parameters(model.path) * 2 / 2**20 for model in _models(cfg).values() if not _at_hand(model)]
+    download = sum(size for size in sizes if size == size)
     if (wants := whole["disk_mb"] + download) > free:
         found.append(f"disk: {free / 1024:.1f} GiB free at {DATA}, {wants / 1024:.1f} wanted: free some, or let data/runs "
                      "be a symbolic link to a larger one")
@@ -477,16 +492,17 @@ def _money(cfg: Profile, whole: pd.Series) -> list[str]:
     return []
 
 
-def _models(cfg: Profile) -> dict[str, str]:
-    return {cfg.policy.path: "policy", cfg.reward.path: "reward", cfg.embedder.path: "embedder"}
+def _models(cfg: Profile) -> dict[str, Any]:
+    return {"policy": cfg.policy, "reward": cfg.reward, "embedder": cfg.embedder}
 
 
 def _access(cfg: Profile) -> list[str]:
     """Models that are neither here nor to be had."""
     found = []
-    for path, section in _models(cfg).items():
-        if _at_hand(path):
+    for section, model in _models(cfg).items():
+        if _at_hand(model):
             continue
+        path = model.path
         try:
             if path.startswith(("data/", ".", "/")) or path.count("/") != 1:
                 raise FileNotFoundError("no such folder")
