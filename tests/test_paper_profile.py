@@ -114,7 +114,7 @@ def test_the_paper_profile_runs_from_an_offline_hub(finished):
               ("responses", "preferences", "scores", "generations", "claims")}
     assert tables["responses"].loc[tables["responses"]["selected"], "reward"].notna().all()
     assert set(tables["preferences"]["kind"]) == {"personal", "divergent"}
-    assert set(tables["scores"]["method"]) >= {"base", "pm", "mt", "vpl"}
+    assert set(tables["scores"]["method"]) >= {"prompting", "pm", "mt", "vpl"}
     assert not tables["generations"]["text"].str.contains("<|assistant|>", regex=False).any()
     assert len(tables["claims"]) > 50
 
