@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
 IGNORE = -100
+ROWS = 4  # a batch of more rows has a multiple of it: few shapes, for each costs a new kernel and memory
 SOFT = -1  # stands in a prompt for a token that is given as a vector
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
@@ -68,27 +69,34 @@ def halves(batch: dict) -> list[dict]:
 def budget_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Positions of the rows of each batch, longest first; a padded batch has at most token_budget tokens.
 
-    Neighbours in length share a batch, so little is padding. A row above the budget is a batch of its own.
+    Neighbours in length share a batch, so little is padding. A row above the budget is a batch of its own. Of more than
+    ROWS rows a batch has a multiple of ROWS; the last one may have fewer (`filled`).
     """
     order, batches, start = np.argsort(-np.asarray(lengths), kind="stable"), [], 0
     while start < len(order):
         fits = max(1, token_budget // max(1, lengths[order[start]]))
+        fits -= fits % ROWS if fits > ROWS else 0
         batches.append(order[start:start + fits])
         start += fits
     return batches
 
 
+def filled(at: np.ndarray) -> np.ndarray:
+    """The positions of a batch, the last one again until there is a multiple of ROWS, if there are more than that."""
+    return np.pad(at, (0, -len(at) % ROWS if len(at) > ROWS else 0), "edge")
+
+
 def answer_mask(segments: Tensor, position_ids: Tensor, window: int | None = None,
-                heads: Tensor | None = None) -> Tensor:
+                heads: Tensor | None = None, longest: int = 0) -> Tensor:
     """Who may look at whom, bool [n, 1, L, H + L]: backwards only, at the prompt and at one's own answer.
 
     window: how far back, in tokens, for models with sliding-window attention. heads: tokens of the head in
-    front of each row [n], of which the longest has H; without them H is 0.
+    front of each row [n], padded to H = longest (0: that of the longest); without them H is 0.
     """
     mine, theirs = segments[:, :, None], segments[:, None, :]
     allowed, at = ((theirs == 0) | (theirs == mine)).tril(), position_ids
     if heads is not None:
-        before = torch.arange(int(heads.max()), device=segments.device).expand(len(segments), -1)
+        before = torch.arange(longest or int(heads.max()), device=segments.device).expand(len(segments), -1)
         seen = (before < heads[:, None])[:, None].expand(-1, segments.shape[1], -1)
         allowed, at = torch.cat([seen, allowed], 2), torch.cat([before, position_ids], 1)
     if window and window < at.shape[1]:
@@ -101,12 +109,12 @@ class Heads(DynamicCache):
 
     lengths: Tensor  # tokens of each head
     rows: Tensor | None = None  # which head stands in front of each row of the batch; None: heads are being read
-    longest: int  # tokens of the longest of them
+    longest: int  # tokens of the longest of them, padded
 
     def behind(self, rows: Tensor) -> "Heads":
         """This cache, set to a batch: rows [n] says which head stands in front of each."""
         self.rows = rows.to(self.lengths.device)
-        self.longest = int(self.lengths[self.rows].max())
+        self.longest = -(-int(self.lengths[self.rows].max()) // 16) * 16  # of few lengths, as rows are (see `pack`)
         return self
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
@@ -122,7 +130,7 @@ class Heads(DynamicCache):
 def read_heads(model: torch.nn.Module, heads: Sequence[Sequence[int]]) -> Heads:
     """The cache of some heads, token ids each; rows packed with `starts` stand behind them (Heads.behind)."""
     device = next(model.parameters()).device
-    batch = pack([[*head, 0] for head in heads], [[[]]] * len(heads), multiple=1)
+    batch = pack([[*head, 0] for head in heads], [[[]]] * len(heads))
     cache = Heads()
     last_hidden(model, {name: values.to(device) for name, values in batch.items()}, cache)
     cache.lengths = torch.tensor([len(head) for head in heads], device=device)
@@ -166,8 +174,9 @@ def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads |
         words = base.get_input_embeddings()(batch["input_ids"].clamp(min=0))
         here = (batch["input_ids"] == SOFT)[:, :, None]
         given = {"inputs_embeds": torch.where(here, batch["soft"][:, None].to(words.dtype), words)}
-    heads = cache.lengths[cache.rows] if cache is not None and cache.rows is not None else None
-    with _attention(base, batch["segments"], positions, heads) as mask:
+    behind = cache is not None and cache.rows is not None
+    heads = (cache.lengths[cache.rows], cache.longest) if behind else ()
+    with _attention(base, batch["segments"], positions, *heads) as mask:
         return base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
                                   use_cache=cache is not None).last_hidden_state
 
@@ -213,13 +222,13 @@ def _base(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
-               heads: Tensor | None = None) -> Iterator[Tensor]:
+               heads: Tensor | None = None, longest: int = 0) -> Iterator[Tensor]:
     """The mask for the decoder; and, where it is faster, another attention than torch's fused one.
 
     In bfloat16 on a CPU the fused one takes six times as long, there and back, as three plain operations.
     """
     config = base.config.get_text_config()
-    mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None), heads)
+    mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None), heads, longest)
     half = segments.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if not (half and mask.shape[2] * mask.shape[3] <= SHORT**2):
         yield mask

@@ -188,16 +188,16 @@ def truncation(pairs: pd.DataFrame, made: pd.DataFrame, tokenizer, templates: st
     a question), with_loss (share of pairs), lost (share of those tokens) and own_lost (share of the tokens
     that speak of the person; the template's own words are not among them). Source: Appendix H.
     """
-    rows, answers = [], (pairs["chosen"].tolist(), pairs["rejected"].tolist())
+    rows, answers = [], pairs[["chosen", "rejected"]].to_numpy().tolist()
     for (prefix, variant), of in made.groupby(["prefix", "variant"], sort=False):
         text = of.set_index("persona_id")["text"]
         own = {p: _own_tokens(tokenizer, prompt(templates, prefix, t, "")[0], t) for p, t in text.items()}
         asked = [prompt(templates, prefix, text[p], x) for p, x in zip(pairs["persona_id"], pairs["prompt"], strict=True)]
         marks = [own[p] for p in pairs["persona_id"]]
         size, mine = sum(map(len, marks)), sum(m.sum() for m in marks)
+        spelt = scoring.spell(tokenizer, asked, answers)
         for limit in limits:
-            cut = scoring.encode_pairs(tokenizer, asked, *answers, limit, max_prompt=max_prompt)
-            lost = [pair.lost for pair in cut]
+            lost = [scoring.cut(one, limit, max_prompt=max_prompt).lost for one in spelt]
             gone = {"left": sum(m[:n].sum() for m, n in zip(marks, lost, strict=True)),
                     "right": sum(m[len(m) - n:].sum() for m, n in zip(marks, lost, strict=True))}
             rows += [(prefix, variant, limit, side, size / len(marks), np.mean(np.array(lost) > 0), sum(lost) / size,

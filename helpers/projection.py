@@ -1,6 +1,6 @@
 """How much work a profile asks for, and what it takes at the price of a unit: arithmetic, nothing is measured here.
 
-`rehearse` measures what a unit costs; notebook 00 and ./run_all.sh rehearse show the product.
+`unit_costs` measures what a unit costs; notebook 00 and ./run_all.sh rehearse show the product.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def counts(cfg: Profile) -> Counts:
 
 
 def work(cfg: Profile) -> pd.DataFrame:
-    """Rows stage, unit, amount: how often every notebook does what `rehearse.measure` has a price for."""
+    """Rows stage, unit, amount: how often every notebook does what `unit_costs.measure` has a price for."""
     n, start = counts(cfg), {stem: _notebook(stem) for stem in STAGES}
     parts = {"00_start_here": {"rehearsal": 1}} | ({} if cfg.data.preferences else _teacher_stages(cfg, n))
     parts |= {"05_prefixes": _prefixes(cfg, n), "06_prompting": {"grid": 1, "pair scored": n.test * _prompted(cfg, n)},

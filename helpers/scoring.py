@@ -25,6 +25,15 @@ class Pair(NamedTuple):
     cut: int  # of question and answers that are too long even without a prefix
 
 
+class Spelt(NamedTuple):
+    """Token ids of a prompt and its answers, whole: the begin token or what a template opens with, prefix, question."""
+
+    start: list[int]
+    head: list[int]
+    tail: list[int]
+    answers: list[list[int]]
+
+
 def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
                 rejected: Sequence[str], token_budget: int = 0, max_length: int = 512,
                 dtype: str = "auto", side: str = "left", max_prompt: int = 0,
@@ -103,7 +112,7 @@ def _read_all(model: torch.nn.Module, made: Plan, read: Read, budget: int, soft:
             cache = dpo.read_heads(model, [made.heads[head] for head in heads]) if heads else None
         place = {head: i for i, head in enumerate(heads)}
         for at in dpo.budget_batches([made.rows[i].length for i in rows], budget):
-            batch = [made.rows[rows[i]] for i in at]
+            batch = [made.rows[rows[i]] for i in dpo.filled(at)]
             starts = [len(made.heads[row.head]) for row in batch] if cache else ()
             behind = cache.behind(torch.tensor([place[row.head] for row in batch])) if cache else None
             with models.mixed(model, adapters and [row.key for row in batch]):
@@ -154,18 +163,26 @@ def encode(tokenizer, prompts: Sequence[tuple[str, str]], answers: Sequence[Sequ
     (Appendix H); 0: no limit but max_length. Only the prefix gives way to it.
     soft: dpo.SOFT follows the begin token, or what a template opens with, in place of a token given as a vector.
     """
+    return [cut(one, max_length, side, max_prompt, soft) for one in spell(tokenizer, prompts, answers)]
+
+
+def spell(tokenizer, prompts: Sequence[tuple[str, str]], answers: Sequence[Sequence[str]]) -> list[Spelt]:
+    """The whole token ids of each prompt and its answers, before anything is cut (see `encode`)."""
     said = iter(chat.encode_answers(tokenizer, [text for texts in answers for text in texts]))
-    asked = []
-    for (start, head, tail), texts in zip(chat.encode_prompts(tokenizer, prompts), answers, strict=True):
-        start, whole = start + [dpo.SOFT] * soft, [next(said) for _ in texts]
-        room = max_length - len(start)
-        question = tail[-(room // 2):]
-        kept = [answer[:room - len(question)] for answer in whole]
-        prefix, lost = fit(head, question, kept, room, side, max_prompt and max(1, max_prompt - len(start)))
-        cut = sum(len(answer) - len(part) for answer, part in zip(whole, kept, strict=True))
-        cut += len(tail) - len(question)
-        asked.append(Asked(start + prefix + question, kept, lost, cut, len(start + prefix)))
-    return asked
+    return [Spelt(*parts, [next(said) for _ in texts])
+            for parts, texts in zip(chat.encode_prompts(tokenizer, prompts), answers, strict=True)]
+
+
+def cut(one: Spelt, max_length: int, side: str = "left", max_prompt: int = 0, soft: bool = False) -> Asked:
+    """A prompt and its answers, made to fit (see `encode`)."""
+    start = one.start + [dpo.SOFT] * soft
+    room = max_length - len(start)
+    question = one.tail[-(room // 2):]
+    kept = [answer[:room - len(question)] for answer in one.answers]
+    prefix, lost = fit(one.head, question, kept, room, side, max_prompt and max(1, max_prompt - len(start)))
+    short = sum(len(answer) - len(part) for answer, part in zip(one.answers, kept, strict=True))
+    short += len(one.tail) - len(question)
+    return Asked(start + prefix + question, kept, lost, short, len(start + prefix))
 
 
 def fit(prefix_ids: Sequence[int], rest_ids: Sequence[int], answers: Sequence[Sequence[int]], max_length: int,

@@ -75,6 +75,12 @@ def test_budget_batches_by_hand():
     batches = dpo.budget_batches([2, 5, 1, 4, 2], token_budget=12)
     assert [b.tolist() for b in batches] == [[1, 3], [0, 4, 2]]
     assert [b.tolist() for b in dpo.budget_batches([50, 3], token_budget=12)] == [[0], [1]]
+    assert [len(b) for b in dpo.budget_batches([2] * 15, token_budget=12)] == [4, 4, 4, 3]  # of six that fit four
+
+
+def test_a_last_batch_is_filled_up_with_its_last_row():
+    assert dpo.filled(np.arange(6)).tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
+    assert [len(dpo.filled(np.arange(n))) for n in (1, 3, 4, 8)] == [1, 3, 4, 8]
 
 
 @pytest.mark.parametrize("n_answers", [1, 2, 4])

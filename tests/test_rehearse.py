@@ -1,11 +1,10 @@
-"""What a rehearsal refuses and how; and one whole rehearsal of the smallest profile (slow)."""
+"""What a rehearsal refuses, and how."""
 
 import pandas as pd
 import pytest
 
 from helpers import rehearse
 from helpers.config import load_profile
-from helpers.projection import project
 
 WHOLE = {"seconds": 60.0, "disk_mb": 1.0, "tokens": 1e6, "cost_usd": 2.0, "memory_mb": 1.0, "gpu_mb": 0.0}
 
@@ -42,26 +41,11 @@ def test_a_missing_key_and_a_vanished_endpoint_are_said_without_the_key(monkeypa
     assert "sk-planted" not in problems(sets)[0]
 
 
-def test_sizes_of_models_that_are_not_at_hand():
-    # Mistral 7B: 7.24 billion, of which 2 * 32000 * 4096 are embedding and head, the embedding not multiplied with
-    assert rehearse.parameters("x/zephyr-7b-sft") == pytest.approx(7.24e9, rel=0.001)
-    assert rehearse._active(rehearse._shape("x/zephyr-7b-sft")) == pytest.approx(7.24e9 - 32000 * 4096, rel=0.001)
-    assert rehearse.parameters(load_profile("paper").policy.path) == rehearse.parameters("x/zephyr-7b-sft")
-    assert rehearse.parameters("data/models/base") == pytest.approx(2.2e6, rel=0.05)
-
-
 def test_a_policy_of_unknown_shape_is_said_before_anything_is_measured(capsys):
     assert rehearse.main(["smoke", "--set", "policy.path=nobody/nothing-7b"]) == 1
     assert "WILL NOT FIT: policy.path nobody/nothing-7b is not at hand and data/shapes.yaml has no nothing-7b" in \
         capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_rehearsal_has_a_price_for_every_unit_and_leaves_nothing(capsys):
-    cfg = load_profile("smoke")
-    costs, _ = rehearse.measure(cfg)
-    table = project(cfg, costs, rehearse.price(cfg)).set_index("stage")
-    assert (table["seconds"] > 0).all()
-    assert table.loc["04_preferences", "tokens"] > 10_000
-    assert {"answer", "pair scored", "pair trained", "adapter", "item", "judge", "persona"} <= costs.keys()
+def test_an_unknown_profile_is_a_matter_of_usage():
     assert rehearse.main(["nothing"]) == 2
