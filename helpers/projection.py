@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from helpers import ROOT, imported, judge_lab, prefixes
+from helpers import ROOT, claims, imported, judge_lab, prefixes
 from helpers.config import Profile
 from helpers.fingerprint import modules, notebook_code
 from helpers.schemas import STAGES
@@ -138,7 +138,7 @@ def _personal(cfg: Profile, n: Counts) -> dict[str, float]:
     p, kept = cfg.personal, 1 - cfg.training.validation
     shares, of = {1.0, *p.shares}, n.small * len(p.seeds)
     train, test = n.train / n.people, n.test / n.people
-    return {"grid": 2, "adapter": of * len(shares), "pair trained": of * train * kept * sum(shares) * p.epochs,
+    return {"grid": 1, "adapter": of * len(shares), "pair trained": of * train * kept * sum(shares) * p.epochs,
             "pair scored": n.small * (train + 2 * test) + of * (2 * n.small * test + (len(shares) - 1) * test)}
 
 
@@ -159,8 +159,7 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     trained += apart * n.people * (1 - 1 / max(2, n.axes)) * min(s.axis_pairs_per_person or train, train) * t.epochs
     scored = len(names) * n.train + n.test + everybody * (2 * n.test / t.folds + n.train * t.validation)
     scored += small * 2 * n.small * n.test / n.people / max(1, parts) + apart * 2 * n.test / max(1, n.axes)
-    return {"grid": 4 + bool(v.shots) + bool(t.label_noise) + bool(t.learning_rate_grid),
-            "adapter": everybody + small + apart, "pair trained": trained, "pair scored": scored}
+    return {"grid": 1, "adapter": everybody + small + apart, "pair trained": trained, "pair scored": scored}
 
 
 def _alignx(cfg: Profile, n: Counts) -> dict[str, float]:
@@ -172,7 +171,7 @@ def _alignx(cfg: Profile, n: Counts) -> dict[str, float]:
     trained = (adapters * (1 - 1 / t.folds) + 0.5 * bridged) * n.train * kept
     main = 5 * (adapters / t.folds + 0.5 * bridged)  # four representations and none: unseen, and axes never trained
     ladder = (len(a.counts) * (raw + 3 * folds * bridged) + 3 * folds * bridged) / t.folds  # trials, flips, other words
-    return {"grid": 2, "adapter": adapters + bridged, "pair trained": trained * t.epochs,
+    return {"grid": 1, "adapter": adapters + bridged, "pair trained": trained * t.epochs,
             "pair scored": 2 * (main + ladder) * n.test + (adapters + bridged) * n.train,
             "reply": 2 * (a.people or n.people * folds / t.folds)}
 
@@ -205,7 +204,8 @@ def _tax(cfg: Profile, n: Counts) -> dict[str, float]:
 
 @cache
 def _notebook(stem: str) -> dict[str, float]:
-    """What every notebook takes: its start, that of torch where its helpers load models, and its figures."""
+    """What every notebook takes: its start, that of torch where its helpers load models, figures and statistics."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
     code = notebook_code(path) if path.exists() else ""
-    return {"notebook": 1, "models": "helpers.models" in modules(code), "figure": code.count("store.figure(")}
+    return {"notebook": 1, "models": "helpers.models" in modules(code), "figure": code.count("store.figure("),
+            "statistic": code.count("stats.") + code.count("claims.evaluate(") * len(claims.CLAIMS)}

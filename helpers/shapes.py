@@ -73,7 +73,7 @@ def gpu_mb(cfg: Profile, whole: float) -> float:
     The least that must fit, for a batch is halved where memory is short. A row of two max_length tokens keeps about
     34 bytes a token, layer and hidden unit for the way back, and 6 a token and word. Arithmetic, not a measurement.
     """
-    shape = (config_of(cfg.policy) if at_hand(cfg.policy) else shape_of(cfg.policy.path)).get_textconfig_of()
+    shape = (config_of(cfg.policy) if at_hand(cfg.policy) else shape_of(cfg.policy.path)).get_text_config()
     weights = whole * (0.55 if cfg.policy.load_in_4bit else 2)
     adapter = 16 * cfg.training.lora_r * shape.num_hidden_layers * 18 * shape.hidden_size
     batch = 2 * cfg.policy.max_length * (34 * shape.num_hidden_layers * shape.hidden_size + 6 * shape.vocab_size)

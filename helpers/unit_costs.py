@@ -37,6 +37,7 @@ from helpers import (
     sampling,
     scoring,
     shapes,
+    stats,
 )
 from helpers import settings as asking
 from helpers.artifacts import Store, open_run
@@ -68,7 +69,8 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
         shapes.shape_of(cfg.policy.path)  # raises what is to be changed, before anything is started
     began, started = time.process_time(), _importing()  # first: a child's memory is counted from its parent's
     body = _body(cfg)
-    costs, rng = {"figure": _figure()}, np.random.default_rng(cfg.seed)
+    rng = np.random.default_rng(cfg.seed)
+    costs = {"figure": _figure(), "statistic": _statistic(cfg, rng)}
     with TemporaryDirectory() as folder, models.one_thread():
         store = _stand_in(cfg, Path(folder))
         teacher = llm.connect(store)
@@ -77,9 +79,9 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
         costs["answer"], texts = _answers(cfg, body, asked["text"].tolist(), rng)
         costs["selection"] = _selection(cfg, asked, texts, costs["answer"]["seconds"])
         pairs = _pairs(who, asked, texts)
-        _judge(teacher, store.profile, who, pairs)
+        judged = [_clock(lambda seed=seed: _judge(teacher, store.profile, who, pairs, seed)) for seed in (0, 1)]
         costs["persona"], made = _personas(cfg, store.profile, body, who, pairs, teacher, costs["answer"]["seconds"])
-        costs |= _requests(cfg, teacher)
+        costs |= _requests(cfg, teacher, *judged[1])  # the first time there is a connection to be made
         costs |= _policy(cfg, body, pairs, made, Path(folder))
         size = 2 * costs["adapter"]["disk_mb"]  # in work and in models
         costs["adapter"]["disk_mb"] = size
@@ -122,6 +124,20 @@ def _clock(job: Callable[[], Any]) -> tuple[float, Any]:
 def _figure() -> dict[str, float]:
     with TemporaryDirectory() as folder:
         return {"seconds": _clock(lambda: _draw(Path(folder) / "figure.png"))[0], "disk_mb": 0.1}
+
+
+def _statistic(cfg: Profile, rng: np.random.Generator) -> dict[str, float]:
+    """A difference between two prefixes on all test pairs, with its interval, and its test by permutation."""
+    n = projection.counts(cfg)
+    rows = pd.DataFrame({"persona_id": np.arange(n.test) % n.people, "correct": rng.random(n.test) < 0.5})
+    options = cfg.stats.model_dump() | {"seed": cfg.seed}
+
+    def test() -> None:
+        others = rows.assign(correct=rng.random(n.test) < 0.5)
+        stats.difference(rows, others, **options)
+        stats.paired_permutation(stats.person_means(rows), stats.person_means(others))
+
+    return {"seconds": _clock(test)[0]}
 
 
 def _importing() -> list[subprocess.Popen]:
@@ -219,13 +235,15 @@ def _pairs(who: pd.DataFrame, asked: pd.DataFrame, texts: list[list[str]]) -> pd
     return pd.DataFrame(rows)
 
 
-def _judge(teacher: llm.Teacher, cfg: Profile, who: pd.DataFrame, pairs: pd.DataFrame) -> None:
+def _judge(teacher: llm.Teacher, cfg: Profile, who: pd.DataFrame, pairs: pd.DataFrame, seed: int) -> int:
+    """Have the pairs judged; how many requests that takes."""
     name, texts = who.set_index("persona_id")["name"], {}
     texts |= dict(zip(pairs["chosen_id"], pairs["chosen"], strict=True))
     texts |= dict(zip(pairs["rejected_id"], pairs["rejected"], strict=True))
     matches = [judging.Match(p.persona_id, name[p.persona_id], p.question_id, p.prompt, 1, p.chosen_id, p.rejected_id,
                              p.chosen_id) for p in pairs.itertuples()]
-    judging.compare(teacher, matches, texts, cfg, cfg.seed, "judging")
+    judging.compare(teacher, matches, texts, cfg, seed, "judging")
+    return -(-len(matches) // cfg.judge.pairs_per_request)
 
 
 def _personas(cfg: Profile, stand_in: Profile, body: Body, who: pd.DataFrame, pairs: pd.DataFrame, teacher: llm.Teacher,
@@ -246,19 +264,20 @@ def _personas(cfg: Profile, stand_in: Profile, body: Body, who: pd.DataFrame, pa
     return {"seconds": seconds / len(asked)}, pd.concat([table, written])
 
 
-def _requests(cfg: Profile, teacher: llm.Teacher) -> dict[str, dict[str, float]]:
-    """Tokens of a request, by tag, from the prompts as rendered; seconds, of the simulated teacher measured again."""
+def _requests(cfg: Profile, teacher: llm.Teacher, judging_seconds: float, judged: int) -> dict[str, dict[str, float]]:
+    """Tokens of a request, by tag, from the prompts as rendered; seconds: the simulated teacher's, the judge's apart."""
     batch = [llm.Request([{"role": "user", "content": prompts.render("teacher", "gold_persona", NAME=f"Ada {i}")}], tag="speed")
              for i in range(32)]
-    seconds = _clock(lambda: teacher.map(batch, "speed"))[0] / len(batch)
+    seconds, verdict = _clock(lambda: teacher.map(batch, "speed"))[0] / len(batch), judging_seconds / judged
     if not simulated(cfg):
-        seconds = SECONDS_A_REQUEST / cfg.teacher.concurrency
+        seconds = verdict = SECONDS_A_REQUEST / cfg.teacher.concurrency
     tags = teacher.ledger()["by_tag"]
     costs = {}
     for tag in projection.TEACHER:
         of = tags.get("judge" if tag == "judge_lab" else tag) or tags["personas"]
         read, written = (of[f"{what}_tokens"] / of["requests"] for what in ("prompt", "completion"))
-        costs[tag] = {"seconds": seconds, "tokens_in": read, "tokens_out": written, "disk_mb": (written * 4 + 400) / 2**20}
+        costs[tag] = {"seconds": verdict if tag.startswith("judge") else seconds, "tokens_in": read,
+                      "tokens_out": written, "disk_mb": (written * 4 + 400) / 2**20}
     return costs
 
 
@@ -279,6 +298,7 @@ def _policy(cfg: Profile, body: Body, pairs: pd.DataFrame, made: pd.DataFrame, f
     encoded, _ = _clock(lambda: scoring.encode_pairs(body.tokenizer, told, *answers, **options))
     renamed = dict(zip(("logp_chosen", "logp_rejected"), REFERENCE, strict=True))
     train = pd.concat([rows.reset_index(drop=True), found[list(renamed)].rename(columns=renamed)], axis=1)
+    train = _of_middling_length(train)  # one prefix, as in a real training: beside longer ones rows are padded
     cell = Cell("rehearsal", folder / "adapter", p, cfg.training.model_copy(update={"epochs": 1}), cfg.seed, train, train)
     cell.out.mkdir()
     one = replace(cell, train=train.head(1))
@@ -294,6 +314,13 @@ def _policy(cfg: Profile, body: Body, pairs: pd.DataFrame, made: pd.DataFrame, f
             "pair trained": {"seconds": learned * body.scale},
             "adapter": {"seconds": max(0.0, few - learned), "disk_mb": kept * whole},
             "reply": {"seconds": reply}, "item": {"seconds": item}, "evaluation": {"seconds": evaluation, "disk_mb": 0.02}}
+
+
+def _of_middling_length(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows behind the prefix whose length is nearest to the mean, several times, so that there are enough."""
+    length = rows["head"].str.len().groupby(rows["prefix"]).mean()
+    of = rows[rows["prefix"] == (length - length.mean()).abs().idxmin()]
+    return pd.concat([of] * -(-len(rows) // len(of)), ignore_index=True) if len(rows) > 1 else of
 
 
 def _trained(body: Body, cell: Cell) -> float:
