@@ -118,11 +118,13 @@ def _teacher_stages(cfg: Profile, n: Counts) -> dict[str, dict[str, float]]:
 
 
 def _prefixes(cfg: Profile, n: Counts) -> dict[str, float]:
-    """05: personas that teacher and policy write, in all their variants."""
+    """05: personas that teacher and policy write, in all their variants; questions embedded, to pick shots by."""
     made = prefixes.plan(cfg, n.train // max(1, n.people))
     written, main = [prefix for prefix, _, _ in made], [prefix for prefix, variant, _ in made if variant == "main"]
     by_teacher = sum(written.count(name) for name in ("persona_gpt4", "persona_gold"))
+    embedded = "embedding" in cfg.prefixes.retrieval and "few_shot" in main
     return {"prefixes": n.people * by_teacher, "persona": n.people * written.count("persona"),
+            "selection": n.questions * embedded,
             "pair encoded": n.test * (len(written) + LIMITS * len(main))}
 
 

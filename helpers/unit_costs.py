@@ -320,7 +320,7 @@ def _of_middling_length(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows behind the prefix whose length is nearest to the mean, several times, so that there are enough."""
     length = rows["head"].str.len().groupby(rows["prefix"]).mean()
     of = rows[rows["prefix"] == (length - length.mean()).abs().idxmin()]
-    return pd.concat([of] * -(-len(rows) // len(of)), ignore_index=True) if len(rows) > 1 else of
+    return pd.concat([of] * -(-len(rows) // len(of) // 2), ignore_index=True) if len(rows) > 1 else of
 
 
 def _trained(body: Body, cell: Cell) -> float:
