@@ -1,6 +1,6 @@
 """How fast, against what people use today: scoring, training, growth, distance from the limit, memory.
 
-    ./run_all.sh bench                         # laptop shapes, about ten minutes; updates the README's table
+    ./run_all.sh bench                         # laptop shapes, about half an hour; updates the README's table
     ./run_all.sh bench --shape 7b              # on a GPU: random weights of a 7B model, in bfloat16 and in 4-bit
     ./run_all.sh bench --shape tiny            # the same command's rehearsal on any CPU
     ./run_all.sh bench --parts growth memory   # a part alone; the README keeps its table
@@ -136,8 +136,19 @@ def ours(model, tokenizer, rows: pd.DataFrame, answers: list[str], cfg) -> torch
 
 
 def training_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
-    """(b) and (d): the same pairs through trl's trainer, as it comes and at its best, and through ours."""
-    tables = []
+    """(b) and (d): the same pairs through trl's trainer, as it comes and at its best, and through ours.
+
+    On a CPU with one thread too, as in the kit's grid, which trains an adapter on every core.
+    """
+    counts = [args.threads] if torch.cuda.is_available() else dict.fromkeys((args.threads, 1))
+    tables = [_training_speed(cfg, args, threads) for threads in counts]
+    torch.set_num_threads(args.threads)
+    return pd.concat(tables)
+
+
+def _training_speed(cfg, args: argparse.Namespace, threads: int) -> pd.DataFrame:
+    torch.set_num_threads(threads)
+    name, tables = "training" if threads == args.threads else "training, one thread", []
     for prefix in PREFIXES:
         with tempfile.TemporaryDirectory() as folder:
             rows, out = made.make_rows(prefix, args.pairs, seed=1, times=args.times), Path(folder)
@@ -147,7 +158,7 @@ def training_speed(cfg, args: argparse.Namespace) -> pd.DataFrame:
         model, tokenizer = models.load_policy(cfg.policy)
         need = _weights(model) * needed_tokens(tokenizer, rows, made.ANSWERS[:2]) * (4 * cfg.training.epochs + 2)
         table["of_machine"] = (need / table["seconds"] / matrix_product(model.device)).round(3)
-        tables.append(table.assign(benchmark="training", prefix=prefix, **_precision(cfg)))
+        tables.append(table.assign(benchmark=name, prefix=prefix, **_precision(cfg)))
     return pd.concat(tables)
 
 
