@@ -168,6 +168,7 @@ def _draw(path: Path) -> None:
 
 
 def simulated(cfg: Profile) -> bool:
+    """Whether the teacher is the little world's, in this process, and costs nothing."""
     return cfg.teacher.base_url == "simulated"
 
 
