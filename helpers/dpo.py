@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
 IGNORE = -100
+WIDTH = 16  # rows and heads are padded to a multiple of it, for the same reason as ROWS
 ROWS = 4  # a batch of more rows has a multiple of it: few shapes, for each costs a new kernel and memory
 SOFT = -1  # stands in a prompt for a token that is given as a vector
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
@@ -26,7 +27,7 @@ AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_he
 
 
 def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]],
-         multiple: int = 16, starts: Sequence[int] = ()) -> dict[str, Tensor]:
+         multiple: int = WIDTH, starts: Sequence[int] = ()) -> dict[str, Tensor]:
     """Rows of a batch, padded on the right to a multiple of `multiple`: few shapes, for each costs a new kernel.
 
     prompts: n lists of token ids, none empty; answers: for each its answers, at most K, end token included.
@@ -114,7 +115,7 @@ class Heads(DynamicCache):
     def behind(self, rows: Tensor) -> "Heads":
         """This cache, set to a batch: rows [n] says which head stands in front of each."""
         self.rows = rows.to(self.lengths.device)
-        self.longest = -(-int(self.lengths[self.rows].max()) // 16) * 16  # of few lengths, as rows are (see `pack`)
+        self.longest = -(-int(self.lengths[self.rows].max()) // WIDTH) * WIDTH  # read_heads pads to no less
         return self
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,

@@ -8,7 +8,7 @@ from helpers.projection import project
 
 
 @pytest.mark.slow
-def test_a_rehearsal_has_a_price_for_every_unit_and_leaves_nothing(capsys):
+def test_a_rehearsal_has_a_price_for_every_unit_and_leaves_nothing():
     cfg = load_profile("smoke")
     costs, _ = unit_costs.measure(cfg)
     table = project(cfg, costs, rehearse.price(cfg)).set_index("stage")
