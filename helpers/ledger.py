@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS promised (key TEXT, run TEXT, owner TEXT, usd REAL);
 CREATE INDEX IF NOT EXISTS promised_key ON promised (key);
 CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, usd REAL);
 INSERT OR IGNORE INTO spent SELECT run, SUM(cost_usd) FROM answers GROUP BY run;
+CREATE TABLE IF NOT EXISTS file (id TEXT);
+INSERT INTO file SELECT hex(randomblob(16)) WHERE NOT EXISTS (SELECT 1 FROM file);
 """
 NOBODY, LEFT = "0 0", set()  # an owner that is no process; owners of this process that are done
 ADDED = ("request", "how", "outcome", "seal")  # columns that a file of an earlier version lacks
@@ -98,6 +100,12 @@ class Ledger:
                 self._db.execute(f"ALTER TABLE answers ADD COLUMN {column} TEXT DEFAULT ''")
         self.sweep()
 
+    def order(self, key: str) -> str:
+        """What a request is called at the server: the same however often this file's processes send it, and nobody else's."""
+        with self._errors():
+            (of_file,) = self._db.execute("SELECT id FROM file").fetchone()
+        return hashlib.sha256(f"{of_file} {key}".encode()).hexdigest()
+
     def get(self, key: str) -> Paid | None:
         """The answer, if it was paid for. Raises CacheError where the row is not what was written."""
         with self._errors():
@@ -129,10 +137,16 @@ class Ledger:
                 "again; what was paid for is kept.")
         return sent
 
-    def keep(self, owner: str, paid: Paid) -> None:
-        """Commit an answer and give back what was set aside for it. Once only, whoever else may collect it."""
+    def keep(self, owner: str, paid: Paid, replayed: bool = False) -> None:
+        """Commit an answer and give back what was set aside for it. Once only, whoever else may collect it.
+
+        replayed: the server says that it had given this answer before, and so did not charge for it again; what was in
+        doubt about the request is then known.
+        """
         with self._transaction() as db:
             mine = db.execute("DELETE FROM promised WHERE key = ? AND owner = ?", (paid.key, owner)).rowcount
+            if replayed:
+                db.execute("DELETE FROM promised WHERE key = ? AND owner = ''", (paid.key,))
             if self._insert(paid, paid.seal(), self.run) or mine:
                 db.execute("INSERT INTO spent VALUES (?, ?) ON CONFLICT (run) DO UPDATE SET usd = usd + excluded.usd",
                            (self.run, paid.cost_usd))

@@ -30,6 +30,7 @@ from helpers.world.facts import load_world
 __all__ = ["Answer", "BudgetExceeded", "CacheError", "Request", "Teacher", "TeacherError", "connect"]
 POLL_SECONDS = 0.2  # while another process has the same request under way
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+REPLAYED = "idempotent-replayed"  # header of an answer that was given before, as Stripe has made it common
 BATCHED = ("judge", "judge_lab")  # tags of what goes through the Batch API, if teacher.batch_api
 ADVICE = {
     openai.AuthenticationError: "The key in {key} was not accepted: it may be wrong or expired. Export a valid one.",
@@ -160,8 +161,8 @@ class Teacher:
                 if not await self._promised(key, request, job):
                     return
                 try:
-                    made = await self._send(client, request, failed)
-                    return self._keep(job, job.owner, key, made)
+                    made, replayed = await self._send(client, request, failed)
+                    return self._keep(job, job.owner, key, made, replayed=replayed)
                 except (openai.APIError, json.JSONDecodeError) as error:
                     seconds = self._after(error, key, request, job, failed)
                 finally:
@@ -183,18 +184,25 @@ class Teacher:
             self._ledger.sweep()
         return False
 
-    async def _send(self, client: openai.AsyncOpenAI, request: Request, failed: int) -> ChatCompletion:
+    async def _send(self, client: openai.AsyncOpenAI, request: Request, failed: int) -> tuple[ChatCompletion, bool]:
+        """The answer, and whether the server says that it had given it before.
+
+        A server that knows idempotency keys answers, and charges, once under each key, whatever was lost on the way.
+        """
         await self._pace.turn(completions.prompt_tokens(request))
-        attempt = {"x-stainless-retry-count": str(failed)}  # as the client says it for retries of its own
+        headers = {"x-stainless-retry-count": str(failed),  # as the client says it for retries of its own
+                   "idempotency-key": self._ledger.order(completions.key(self._canonical(request, self._how)))}
         try:
             async with asyncio.timeout(self.settings.timeout_seconds):  # for the whole; the client's is for each read
-                made = await client.chat.completions.create(**self._body(request, self._how), extra_headers=attempt)
+                body = self._body(request, self._how)
+                got = await client.chat.completions.with_raw_response.create(**body, extra_headers=headers)
+                made, replayed = got.parse(), got.headers.get(REPLAYED) == "true"
         except TimeoutError:
             raise openai.APITimeoutError(httpx2.Request("POST", self.base_url)) from None
         if not isinstance(made, ChatCompletion) or not made.choices:
             raise TeacherError(f"what came back from {self.base_url} is no chat completion: "
                                f"{self._redact(str(made))[:200]!r}. Does teacher.base_url end in /v1?")
-        return made
+        return made, replayed
 
     def _after(self, error: Exception, key: str, request: Request, job: "_Job", failed: int) -> float:
         """Seconds until the next attempt. Raises where another one is of no use, or `max_retries` have failed.
@@ -270,7 +278,8 @@ class Teacher:
             raise TeacherError(f"{self.model} at {self.base_url}, in a batch: {hopeless}")
         return complaint
 
-    def _keep(self, job: "_Job", owner: str, key: str, made: ChatCompletion, share: float = 1.0) -> None:
+    def _keep(self, job: "_Job", owner: str, key: str, made: ChatCompletion, share: float = 1.0,
+              replayed: bool = False) -> None:
         """Into the ledger with a completion. share: of the list price, 1 but for batches."""
         request = job.missing[key]
         choice, usage, canonical = made.choices[0], made.usage, self._canonical(request)
@@ -284,16 +293,16 @@ class Teacher:
         outcome = completions.parse(text, finish, request.schema)[1]
         paid = Paid(key, request.tag, canonical, how, text, finish, outcome, read, written, float(share * cost_usd))
         self._pace.learn(completions.prompt_tokens(request), read + written)
-        self._ledger.keep(owner, paid)
+        self._ledger.keep(owner, paid, replayed)
         job.bought.add(key)
         job.done += 1
 
     def _body(self, request: Request, how: str) -> dict:
         return completions.body(request, how, self.model, self.settings.temperature)
 
-    def _canonical(self, request: Request) -> str:
-        """The request as JSON, however the server has to be asked: its sha256 is the key of the answer."""
-        return json.dumps({"base_url": self.base_url, **self._body(request, "schema")}, sort_keys=True)
+    def _canonical(self, request: Request, how: str = "schema") -> str:
+        """The request as JSON. With a schema, however the server has to be asked, its sha256 is the key of the answer."""
+        return json.dumps({"base_url": self.base_url, **self._body(request, how)}, sort_keys=True)
 
     def _worst_usd(self, request: Request) -> float:
         """Dollars that it can cost at most: no token is shorter than a byte, no answer longer than the limit."""

@@ -1,7 +1,8 @@
 """The simulated teacher under uvicorn, with books of its own: python teacher_server.py PORT LOG '{"cut": 0.05, …}'
 
 Every attempt is a line of the log: what was asked, HTTP status (0: never answered), tokens, from when until when, and
-how many others were under way. The port (0: any that is free) is printed when it listens.
+how many others were under way; `replayed` where an earlier answer was given again, which nobody is billed for; with the
+knob `forgetful` none is, as at most sellers. The port (0: any that is free) is printed when it listens.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ class Books:
     """The teacher's endpoint; `log` is written before the answer leaves, as a seller's bill would be."""
 
     def __init__(self, log: Path, knobs: dict[str, float]):
+        self.forgetful = knobs.pop("forgetful", False)
         knobs = load_profile("smoke").world_knobs.model_copy(update=knobs)
         self.teacher, self.log, self.open = SimulatedTeacher(load_world("little"), knobs, 1), log.open("a"), 0
         self.reply, self.teacher.reply = self.teacher.reply, self.note
@@ -33,8 +35,11 @@ class Books:
     async def complete(self, request):
         started, self.open = time.monotonic(), self.open + 1
         try:
+            if self.forgetful:
+                self.teacher.given.clear()
             response = await self.teacher.complete(request)
-            line = {"status": 0} if response.status_code == 408 else self.last
+            again = "idempotent-replayed" in response.headers
+            line = {"status": 0} if response.status_code == 408 else {"status": 200, "replayed": True} if again else self.last
         except ClientDisconnect:  # it gave up before the question was read
             line, response = {"status": 0}, Response()
         finally:

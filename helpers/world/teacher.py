@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from random import Random
@@ -80,6 +82,8 @@ class SimulatedTeacher:
         self.world, self.knobs, self.seed = world, knobs, seed
         self.axis_of = {q: axis for axis in world.axes for q in world.divergent_questions(axis)}
         self.spot, self.hobby_of = cache(world.spot), cache(self._hobby_of)
+        self.given: dict[str, dict] = {}  # Idempotency-Key -> the answer that was given
+        self.under_way: set[str] = set()
         self.tasks = {
             "judge": self._judge,
             "personas": self._personas,
@@ -94,14 +98,32 @@ class SimulatedTeacher:
         }
 
     async def complete(self, request: Request) -> JSONResponse:
-        """Answer one chat completion over HTTP; a stalled one waits until the client has gone."""
-        body = await request.json()
-        await asyncio.sleep(self.knobs.late_seconds)
-        status, answer = self.reply(body, request.headers.get("x-stainless-retry-count", "0"))
+        """Answer one chat completion over HTTP; a stalled one waits until the client has gone.
+
+        What comes again with the Idempotency-Key of an answered request is given that answer, and no second one.
+        """
+        body, key = await request.json(), request.headers.get("idempotency-key", "")
+        while key in self.under_way:  # its client has gone and asks anew
+            await asyncio.sleep(0.01)
+        if key in self.given:
+            return JSONResponse(self.given[key], headers={"idempotent-replayed": "true"})
+        with self._working_on(key):
+            await asyncio.sleep(self.knobs.late_seconds)
+            status, answer = self.reply(body, request.headers.get("x-stainless-retry-count", "0"))
+            if key and status == 200:
+                self.given[key] = answer
         while not status and not await request.is_disconnected():
             await asyncio.sleep(0.05)
         headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 429 else None
         return JSONResponse(answer, status or 408, headers)
+
+    @contextmanager
+    def _working_on(self, key: str) -> Iterator[None]:
+        self.under_way |= {key} - {""}
+        try:
+            yield
+        finally:
+            self.under_way -= {key}
 
     def reply(self, body: dict, attempt: str) -> tuple[int, dict]:
         """HTTP status and answer: the weather as the knobs say, 400 for an unknown prompt; 0: no answer at all.
