@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
+from helpers import ending
+
 IGNORE = -100
 WIDTH = 16  # rows and heads are padded to a multiple of it, for the same reason as ROWS
 ROWS = 4  # a batch of more rows has a multiple of it: few shapes, for each costs a new kernel and memory
@@ -144,8 +146,8 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads 
     batch: what `pack` returned, and `soft` (see `last_hidden`). Only answers' positions go through the model's
     head, and without gradients so many at a time that memory is bounded for any vocabulary.
     """
-    hidden, word_head = last_hidden(model, batch, cache), _base(model).get_output_embeddings()
-    (n, k), targets = batch["counts"].shape, batch["targets"].flatten()
+    (hidden, start), word_head = last_hidden(model, batch, cache), _base(model).get_output_embeddings()
+    (n, k), targets = batch["counts"].shape, batch["targets"][:, start:].flatten()
     at = (targets != IGNORE).nonzero()[:, 0]
     padded = pad(at, (0, -len(at) % 64))  # of few lengths, as rows are (see pack)
     few = max(256, LOGITS[at.device.type] // len(word_head.weight) // 256 * 256)
@@ -153,19 +155,19 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads 
                   for rows in (hidden.flatten(0, 1)[padded], targets[padded])), strict=True)
     token_logps = torch.cat([-cross_entropy(word_head(rows).float(), wanted, reduction="none")
                              for rows, wanted in parts])[:len(at)]
-    owner = (batch["segments"] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
+    owner = (batch["segments"][:, start:] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
     return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
 
 
 def answer_means(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
     """Mean of the last hidden states over each answer [n, K, hidden], from the last token of the prompt on."""
-    hidden, k = last_hidden(model, batch, cache).float(), batch["counts"].shape[1]
-    mine = batch["segments"][:, None, :] == torch.arange(1, k + 1, device=hidden.device)[:, None]
-    return mine.to(hidden.dtype) @ hidden / mine.sum(-1, keepdim=True)
+    (hidden, start), k = last_hidden(model, batch, cache), batch["counts"].shape[1]
+    mine = batch["segments"][:, None, start:] == torch.arange(1, k + 1, device=hidden.device)[:, None]
+    return mine.float() @ hidden.float() / mine.sum(-1, keepdim=True)
 
 
-def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
-    """The decoder's last hidden states [n, L, hidden] of packed rows.
+def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> tuple[Tensor, int]:
+    """The decoder's last hidden states [n, L - start, hidden] of packed rows, and start: no answer begins before it.
 
     A row whose prompt has the token SOFT finds there, as its embedding, its vector of batch["soft"] [n, hidden].
     cache: the heads that stand in front of the rows.
@@ -177,9 +179,11 @@ def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads |
         given = {"inputs_embeds": torch.where(here, batch["soft"][:, None].to(words.dtype), words)}
     behind = cache is not None and cache.rows is not None
     heads = (cache.lengths[cache.rows], cache.longest) if behind else ()
-    with _attention(base, batch["segments"], positions, *heads) as mask:
-        return base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
-                                  use_cache=cache is not None).last_hidden_state
+    with (_attention(base, batch["segments"], positions, *heads) as mask,
+          ending.from_position(base.get_decoder(), _answers_from(batch["targets"])) as start):
+        states = base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                                    use_cache=cache is not None).last_hidden_state
+    return states, start
 
 
 def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -219,6 +223,12 @@ def check_model(model: torch.nn.Module) -> None:
 def _base(model: torch.nn.Module) -> torch.nn.Module:
     """The transformer itself, its adapter in place."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _answers_from(targets: Tensor) -> int:
+    """The first position at which a row has an answer, or a little before it: few shapes. Their length, if none has one."""
+    at = (targets != IGNORE).any(0).nonzero()[:, 0]
+    return int(at[0]) // 8 * 8 if len(at) else targets.shape[1]
 
 
 @contextmanager
