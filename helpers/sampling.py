@@ -156,7 +156,7 @@ class _RoomyLayer(DynamicLayer):
     def _append(self, i: int, old: Tensor, new: Tensor) -> Tensor:
         begin, end = old.shape[2], old.shape[2] + new.shape[2]
         if self.stores[i].data_ptr() != old.data_ptr() or end > self.stores[i].shape[2]:
-            self.stores[i] = new.new_empty(*new.shape[:2], end + ROOM, new.shape[3])
+            self.stores[i] = new.new_zeros(*new.shape[:2], end + ROOM, new.shape[3])
             self.stores[i][:, :, :begin] = old
         self.stores[i][:, :, begin:end] = new
         return self.stores[i][:, :, :end]
@@ -252,12 +252,20 @@ def _one_query(module, query: Tensor, key: Tensor, value: Tensor, attention_mask
     """
     if query.shape[2] > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    n, heads, _, d = query.shape
-    scores = (key @ query.view(n, key.shape[1], -1, d).transpose(2, 3)).transpose(2, 3).float() * scaling
+    (n, heads, _, d), (key, length), (value, _) = query.shape, _with_room(key), _with_room(value)
+    scores = (key @ query.view(n, key.shape[1], -1, d).transpose(2, 3)).transpose(2, 3)[..., :length].float() * scaling
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, float("-inf"))
-    found = torch.softmax(scores, -1).to(value.dtype) @ value
+    found = pad(torch.softmax(scores, -1).to(value.dtype), (0, value.shape[2] - length)) @ value
     return found.view(n, 1, heads, d), None
+
+
+def _with_room(part: Tensor) -> tuple[Tensor, int]:
+    """The store [n, heads, room, d] that begins with `part`, and how much of it that is: a piece would be copied for a product."""
+    (n, heads, length, d), strides = part.shape, part.stride()
+    if strides[2:] != (d, 1) or strides[1] < length * d:  # no piece of a store
+        return part, length
+    return part.as_strided((n, heads, strides[1] // d, d), strides), length
 
 
 AttentionInterface.register("one_query", _one_query)
