@@ -261,7 +261,7 @@ def _one_query(module, query: Tensor, key: Tensor, value: Tensor, attention_mask
 
 
 def _with_room(part: Tensor) -> tuple[Tensor, int]:
-    """The store [n, heads, room, d] that begins with `part`, and how much of it that is: a piece would be copied for a product."""
+    """The store [n, heads, room, d] that begins with `part`, and the length of that; a product would copy a piece."""
     (n, heads, length, d), strides = part.shape, part.stride()
     if strides[2:] != (d, 1) or strides[1] < length * d:  # no piece of a store
         return part, length

@@ -1,4 +1,4 @@
-"""How fast, against what people use today: scoring, training, growth, distance from the limit, memory.
+"""How fast, against what people use today: scoring, training, growth, distance from the limit, memory, where time goes.
 
     ./run_all.sh bench                         # laptop shapes, about half an hour; updates the README's table
     ./run_all.sh bench --shape 7b              # on a GPU: random weights of a 7B model, in bfloat16 and in 4-bit
@@ -37,7 +37,8 @@ OUT = ROOT / "data/reference/benchmarks.csv"
 PREFIXES = ("persona_gold", "few_shot")
 MARKS = ("<!-- benchmarks -->", "<!-- end of benchmarks -->")
 GROWTH = {"scoring": (1000, 4000, 16000), "training": (128, 512, 2048)}
-PARTS = ("scoring", "training", "growth", "memory")
+PARTS = ("scoring", "training", "profile", "growth", "memory")
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")}
 HOURS_OF_PAPER = 12.0  # GPU hours of a model (Appendix H)
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for cfg in policies(args, Path(folder)):
-            found += [part(cfg, args) for name, part in (("scoring", scoring_speed), ("training", training_speed))
+            found += [part(cfg, args) for name, part in SPEEDS.items()
                       if name in args.parts]
     if args.shape == "laptop":
         found += [part(args) for name, part in (("growth", growth), ("memory", memory)) if name in args.parts]
@@ -81,7 +82,19 @@ def into_readme(table: pd.DataFrame) -> None:
     lines += [f"| {r.benchmark} | {r.prefix} | {r.method} | {r.per_second:.0f} | {kit[r.benchmark, r.prefix]:.0f} | "
               f"{r.ratio:.1f} |" for r in rows.itertuples()]
     told = f"Medians on {about['machine']}, {about['threads']} threads, torch {about['torch']}; seconds of wall, one process."
-    readme.write_text("\n".join([before + MARKS[0], *lines, "", told, *told_growth(table), MARKS[1]]) + behind)
+    told = [told, *told_profile(table), *told_growth(table)]
+    readme.write_text("\n".join([before + MARKS[0], *lines, "", *told, MARKS[1]]) + behind)
+
+
+def told_profile(table: pd.DataFrame) -> list[str]:
+    """Where the seconds of a training go, in a sentence for each prefix."""
+    lines = []
+    for prefix, rows in table[table["benchmark"] == "training, where time goes"].groupby("prefix", sort=False):
+        share = (rows.set_index("method")["seconds"] / rows["seconds"].sum()).map("{:.0%}".format)
+        lines.append(f"Of a training's seconds behind {prefix}, {share['matrix products']} are matrix products, at "
+                     f"{rows['of_machine'].iloc[0]:.0%} of the speed of a large one; {share['other operations']} other "
+                     f"operations, and {share['around them']} Python around them.")
+    return lines
 
 
 def told_growth(table: pd.DataFrame) -> list[str]:
@@ -160,6 +173,38 @@ def _training_speed(cfg, args: argparse.Namespace, threads: int) -> pd.DataFrame
         table["of_machine"] = (need / table["seconds"] / matrix_product(model.device)).round(3)
         tables.append(table.assign(benchmark=name, prefix=prefix, **_precision(cfg)))
     return pd.concat(tables)
+
+
+def where_time_goes(cfg, args: argparse.Namespace) -> pd.DataFrame:
+    """Seconds of a training in matrix products, in torch's other operations, and around them; on a CPU.
+
+    of_machine: of the products, what share of the operations a second they reach that a large product reaches here.
+    """
+    if torch.cuda.is_available():
+        return pd.DataFrame()
+    from torch.profiler import ProfilerActivity, profile
+
+    tables, peak = [], matrix_product(torch.device("cpu"))
+    for prefix in PREFIXES:
+        rows = made.make_rows(prefix, args.pairs, seed=1, times=args.times)
+        with tempfile.TemporaryDirectory() as folder:
+            train = partial(_train, rows, cfg, Path(folder))
+            train()
+            whole = timed(train)
+            with profile(activities=[ProfilerActivity.CPU], with_flops=True) as seen:
+                train()
+        events = [(event.key in PRODUCTS, event.self_cpu_time_total / 1e6, event.flops)
+                  for event in seen.key_averages() if event.key.startswith("aten::")]
+        products, others = (sum(seconds for is_one, seconds, _ in events if is_one == kind) for kind in (True, False))
+        parts = {"matrix products": products, "other operations": others, "around them": max(0.0, whole - products - others)}
+        table = pd.DataFrame({"method": list(parts), "seconds": [round(seconds, 3) for seconds in parts.values()]})
+        flops = sum(flops for is_one, _, flops in events if is_one)
+        table["of_machine"] = [round(flops / products / peak, 3), float("nan"), float("nan")]
+        tables.append(table.assign(benchmark="training, where time goes", prefix=prefix, **_precision(cfg)))
+    return pd.concat(tables)
+
+
+SPEEDS = {"scoring": scoring_speed, "training": training_speed, "profile": where_time_goes}
 
 
 def compare(ways: dict[str, Callable], n: int, repeats: int) -> pd.DataFrame:
