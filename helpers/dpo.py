@@ -180,7 +180,7 @@ def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads |
     behind = cache is not None and cache.rows is not None
     heads = (cache.lengths[cache.rows], cache.longest) if behind else ()
     with (_attention(base, batch["segments"], positions, *heads) as mask,
-          ending.from_position(base.get_decoder(), _answers_from(batch["targets"])) as start):
+          ending.from_position(base.get_decoder(), _answers_from(batch["targets"]), len(positions)) as start):
         states = base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
                                     use_cache=cache is not None).last_hidden_state
     return states, start

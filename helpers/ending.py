@@ -18,15 +18,15 @@ KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # layers that w
 
 
 @contextmanager
-def from_position(decoder: nn.Module, start: int) -> Iterator[int]:
-    """Within the block the hidden states of `decoder` begin at a position, which is yielded: `start`, or 0.
+def from_position(decoder: nn.Module, start: int, rows: int) -> Iterator[int]:
+    """Within the block the hidden states of `decoder`, of batches of `rows`, begin at a position: yielded, `start` or 0.
 
     It is 0, and nothing is changed, where the last layer is not built as Llama's (which is tried out), or recomputes its
     activations on the way back, after the block.
     """
     layer = getattr(decoder, "layers", [None])[-1]
     recomputes = getattr(layer, "gradient_checkpointing", False) and decoder.training
-    if not start or recomputes or not _as_in_llama(layer):
+    if not start or recomputes or not _as_in_llama(layer, rows):
         yield 0
         return
     layer.forward = _forward(layer, start)
@@ -60,9 +60,9 @@ def _forward(layer: nn.Module, start: int) -> Callable[..., Tensor]:
     return forward
 
 
-def _as_in_llama(layer: nn.Module | None) -> bool:
+def _as_in_llama(layer: nn.Module | None, rows: int) -> bool:
     if layer is not None and layer not in KNOWN:
-        KNOWN[layer] = _is_built_so(layer) and _gives_the_same(layer)
+        KNOWN[layer] = _is_built_so(layer) and _gives_the_same(layer, rows)
     return layer is not None and KNOWN[layer]
 
 
@@ -73,10 +73,10 @@ def _is_built_so(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _gives_the_same(layer: nn.Module) -> bool:
-    """Whether both ways agree on three made-up tokens, of which the last two are wanted."""
+def _gives_the_same(layer: nn.Module, rows: int) -> bool:
+    """Whether both ways agree on three made-up tokens, of which the last two are wanted; each row may have its own adapter."""
     attention, norm = layer.self_attn, layer.input_layernorm.weight
-    hidden = torch.linspace(-2, 3, 3 * len(norm), device=norm.device, dtype=norm.dtype).view(1, 3, -1)
+    hidden = torch.linspace(-2, 3, 3 * len(norm), device=norm.device, dtype=norm.dtype).view(1, 3, -1).expand(rows, -1, -1)
     angles = torch.linspace(0, 1, 3 * attention.head_dim, device=norm.device, dtype=norm.dtype).view(1, 3, -1)
     mask = torch.ones(1, 1, 3, 3, dtype=torch.bool, device=norm.device).tril()
     given = {"attention_mask": mask, "position_embeddings": (angles.cos(), angles.sin())}

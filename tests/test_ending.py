@@ -1,14 +1,15 @@
 import pytest
 import torch
+from peft import LoraConfig
 from test_fused import KINDS, batch, make_model, sums_and_gradients
 from torch import nn
 
-from helpers import dpo, ending
+from helpers import dpo, ending, models
 
 
 def whole_way(monkeypatch):
     """From here on the last layer is computed everywhere."""
-    monkeypatch.setattr(ending, "_as_in_llama", lambda layer: False)
+    monkeypatch.setattr(ending, "_as_in_llama", lambda *_: False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,19 +45,33 @@ def test_behind_a_head_and_without_a_single_answer(monkeypatch):
         torch.testing.assert_close(ours.keys, theirs.keys)
 
 
+def test_with_an_adapter_for_each_row(monkeypatch):
+    model, made = make_model("llama").eval(), dpo.pack([[1] * 12, [2] * 10], [[[3]], [[6, 7]]])
+    with models.peft_quiet():
+        model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    found = []
+    with torch.no_grad():
+        for _ in range(2):  # the layer is tried out within the first
+            with models.mixed(model, ["other", "default"]):
+                found.append(dpo.answer_logps(model, made))
+            whole_way(monkeypatch)
+    assert ending.KNOWN[model.get_base_model().get_decoder().layers[-1]]
+    torch.testing.assert_close(*found)
+
+
 def test_what_is_built_otherwise_or_computes_again_is_left_alone():
     model = make_model("llama")
     decoder = model.get_base_model().get_decoder()
-    with ending.from_position(decoder, 8) as start:
+    with ending.from_position(decoder, 8, 2) as start:
         assert start == 8
     layer = decoder.layers[-1]
     assert "forward" not in vars(layer)  # nothing is left behind
     model.activation_checkpointing_enable({"use_reentrant": False})
-    with ending.from_position(decoder, 8) as start:
+    with ending.from_position(decoder, 8, 2) as start:
         assert start == 0
     odd = make_model("llama").get_base_model().get_decoder()
     odd.layers[-1].mlp.forward = lambda x: x * x.shape[1]  # depends on how many there are
-    with ending.from_position(odd, 8) as start:
+    with ending.from_position(odd, 8, 1) as start:
         assert start == 0
-    with ending.from_position(nn.Linear(2, 2), 8) as start:
+    with ending.from_position(nn.Linear(2, 2), 8, 1) as start:
         assert start == 0
