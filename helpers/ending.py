@@ -21,12 +21,12 @@ KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # layers that w
 def from_position(decoder: nn.Module, start: int, rows: int) -> Iterator[int]:
     """Within the block the hidden states of `decoder`, of batches of `rows`, begin at a position: yielded, `start` or 0.
 
-    It is 0, and nothing is changed, where the last layer is not built as Llama's (which is tried out), or recomputes its
-    activations on the way back, after the block.
+    It is 0, and nothing is changed, where the last layer is not built as Llama's (which is tried out), recomputes its
+    activations on the way back, after the block, or has been given another forward by somebody else.
     """
     layer = getattr(decoder, "layers", [None])[-1]
     recomputes = getattr(layer, "gradient_checkpointing", False) and decoder.training
-    if not start or recomputes or not _as_in_llama(layer, rows):
+    if not start or recomputes or "forward" in vars(layer or object) or not _as_in_llama(layer, rows):
         yield 0
         return
     layer.forward = _forward(layer, start)
