@@ -97,7 +97,7 @@ Personal = _section(
     epochs=Count, batch_size=Count, learning_rate=Positive)
 Schemes = _section(
     "Schemes", names=tuple[Literal["small", "leave_axis_out"], ...], small_epochs=Count,
-    axis_pairs_per_person=Whole, prefixes=tuple[str, ...])
+    axis_folds=Whole, axis_pairs_per_person=Whole, prefixes=tuple[str, ...])
 Vpl = _section(
     "Vpl", shots=tuple[Count, ...], hidden=Count, latent=Count, kl_weight=NonNegative, kl_warmup=Share,
     learning_rate=Positive, as_released=bool)

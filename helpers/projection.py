@@ -154,13 +154,14 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     everybody += min(2, t.folds) * bool(v.as_released and v.shots)
     parts, train, some = min(t.folds, n.small), own * kept, len(set(names) & set(s.prefixes or names))
     small = some * parts * len(t.seeds) if "small" in s.names and n.small > 1 else 0
-    apart = some * n.axes if "leave_axis_out" in s.names and n.axes > 1 else 0
+    without = min(s.axis_folds or n.axes, n.axes)
+    apart = some * without if "leave_axis_out" in s.names and n.axes > 1 else 0
     each = min(t.pairs_per_person or train, train)
     trained = everybody * n.people * (1 - 1 / t.folds) * each * t.epochs
     trained += small * n.small * (1 - 1 / max(2, parts)) * each * s.small_epochs
-    trained += apart * n.people * (1 - 1 / max(2, n.axes)) * min(s.axis_pairs_per_person or train, train) * t.epochs
+    trained += apart * n.people * (1 - 1 / max(2, without)) * min(s.axis_pairs_per_person or train, train) * t.epochs
     scored = len(names) * n.train + n.test + everybody * (2 * n.test / t.folds + n.train * t.validation)
-    scored += small * 2 * n.small * n.test / n.people / max(1, parts) + apart * 2 * n.test / max(1, n.axes)
+    scored += small * 2 * n.small * n.test / n.people / max(1, parts) + apart * 2 * n.test / max(1, without)
     return {"grid": 1, "adapter": everybody + small + apart, "pair trained": trained, "pair scored": scored}
 
 

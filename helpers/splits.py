@@ -21,7 +21,7 @@ def all_folds(personas: pd.DataFrame, cfg: Any, seed: int) -> pd.DataFrame:
     if "small" in cfg.schemes.names:
         parts.append(small_folds(personas, cfg.people.small, cfg.training.folds, seed))
     if "leave_axis_out" in cfg.schemes.names:
-        parts.append(axis_folds(personas))
+        parts.append(axis_folds(personas, cfg.schemes.axis_folds))
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
@@ -70,20 +70,25 @@ def small_folds(personas: pd.DataFrame, axes: Iterable[str], n_folds: int, seed:
     return stratified_folds(few, min(n_folds, len(few)), seed).assign(scheme="small")
 
 
-def axis_folds(personas: pd.DataFrame) -> pd.DataFrame:
-    """Scheme "leave_axis_out": fold i holds out everybody on axis i of `left_out_axes`.
+def axis_folds(personas: pd.DataFrame, n_folds: int = 0) -> pd.DataFrame:
+    """Scheme "leave_axis_out": fold i holds out everybody on the i-th axes of `left_out_axes`.
 
-    Who is on two axes is held out in both folds. No rows where there is one axis or none.
+    Who is on axes of two folds is held out in both. No rows where there is one axis or none.
     """
-    rows = [("leave_axis_out", fold, persona_id) for fold, axis in enumerate(left_out_axes(personas))
-            for persona_id in sorted(personas.loc[_on(personas, axis), "persona_id"])]
+    rows = [("leave_axis_out", fold, persona_id) for fold, axes in enumerate(left_out_axes(personas, n_folds))
+            for persona_id in sorted(personas.loc[_on(personas, axes), "persona_id"])]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def left_out_axes(personas: pd.DataFrame) -> list[str]:
-    """The axes that can be left out, sorted: those that somebody is not on, so that somebody is left to train."""
-    axes = sorted({axis for on in personas["axes"] for axis in on})
-    return [axis for axis in axes if not _on(personas, axis).all()]
+def left_out_axes(personas: pd.DataFrame, n_folds: int = 0) -> list[list[str]]:
+    """The axes that each fold leaves out: of those that somebody is not on, sorted, every n_folds-th; 0: one a fold.
+
+    Somebody is always left to train: where several at a time would leave nobody, it is one a fold too.
+    """
+    alone = [axis for axis in sorted({axis for on in personas["axes"] for axis in on}) if not _on(personas, [axis]).all()]
+    groups = [alone[i::n_folds] for i in range(min(n_folds, len(alone)))]
+    fine = groups and not any(_on(personas, axes).all() for axes in groups)
+    return groups if fine else [[axis] for axis in alone]
 
 
 def training_pairs(
@@ -145,8 +150,9 @@ def swap_labels(pairs: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     return pd.concat([pairs[~swap], swapped]).loc[pairs.index]
 
 
-def _on(personas: pd.DataFrame, axis: str) -> pd.Series:
-    return personas["axes"].map(lambda axes: axis in list(axes))
+def _on(personas: pd.DataFrame, axes: Iterable[str]) -> pd.Series:
+    """Who is on one of these axes."""
+    return personas["axes"].map(lambda on: not set(axes).isdisjoint(on))
 
 
 def _in_order(axes_of: dict[str, list[str]], rng: np.random.Generator) -> list[str]:

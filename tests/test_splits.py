@@ -112,7 +112,7 @@ IMPORTED = pd.DataFrame({"persona_id": [f"p{i:02d}" for i in range(12, 0, -1)], 
 
 def profile(*names, folds=2, small=("diet",)):
     return SimpleNamespace(training=SimpleNamespace(folds=folds), people=SimpleNamespace(small=small),
-                           schemes=SimpleNamespace(names=names))
+                           schemes=SimpleNamespace(names=names, axis_folds=0))
 
 
 def test_the_small_set_by_hand():
@@ -135,12 +135,23 @@ def test_an_axis_is_left_out_with_all_its_people():
     assert axis_folds(FOUR).values.tolist() == [
         ["leave_axis_out", 0, "p1"], ["leave_axis_out", 0, "p2"], ["leave_axis_out", 0, "p4"],
         ["leave_axis_out", 1, "p2"], ["leave_axis_out", 1, "p3"]]
-    assert left_out_axes(FOUR) == ["diet", "music"]
+    assert left_out_axes(FOUR) == [["diet"], ["music"]]
+
+
+def test_several_axes_are_left_out_together():
+    # every second of b d h s: b and h, whose three people are p1 p3 p4; d and s, p1 p2
+    people = pd.DataFrame({"persona_id": ["p1", "p2", "p3", "p4"], "axes": [["d", "h"], ["s"], ["b"], ["h"]]})
+    assert left_out_axes(people, 2) == [["b", "h"], ["d", "s"]]
+    assert axis_folds(people, 2).values.tolist() == [["leave_axis_out", 0, p] for p in ("p1", "p3", "p4")] + [
+        ["leave_axis_out", 1, p] for p in ("p1", "p2")]
+    assert left_out_axes(people, 9) == [["b"], ["d"], ["h"], ["s"]]
+    # b and h together would leave nobody to train
+    assert left_out_axes(people.assign(axes=[["h"], ["b", "s"], ["b"], ["h", "d"]]), 2) == [["b"], ["d"], ["h"], ["s"]]
 
 
 def test_an_axis_that_everybody_is_on_cannot_be_left_out():
     everybody = FOUR.assign(axes=[["diet"], ["diet"], ["music", "diet"], ["diet"]])
-    assert left_out_axes(everybody) == ["music"]
+    assert left_out_axes(everybody) == [["music"]]
     assert axis_folds(everybody).values.tolist() == [["leave_axis_out", 0, "p2"]]
     assert axis_folds(IMPORTED).empty
 
