@@ -29,7 +29,7 @@ rehearse          checks machine, models and endpoint, tries each stage on a few
 
 --run NAME        folder under data/runs (default: named after the profile and what --set changes)
 --from NN         run again from notebook NN on
---only NN,NN      run these notebooks again and no others
+--only NN,NN      run these notebooks again, and others only where they lack their tables
 --set key=value   override a value of the profile, such as training.epochs=3 or data.preferences=my_pairs.jsonl
 TEXT
 }

@@ -1,8 +1,11 @@
 """Will a step of training fit into memory? What a forward pass keeps for its way back is counted, not guessed."""
 
 import ctypes
+import re
+import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +29,14 @@ def give_back() -> None:
     """Return what `keep_freed` has kept to the system; what is left of a worker is what it uses."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def peak_mb() -> float:
+    """The most memory that this program had. On Linux not getrusage's: that begins with what its parent had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def kept_bytes(forward: Callable[[], Any]) -> int:

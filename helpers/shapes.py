@@ -38,10 +38,9 @@ def config_of(policy: Any) -> Any:
 
 def shape_of(path: str) -> Any:
     """The config of a model that is not at hand, by its name in data/shapes.yaml. Raises ConfigError if it has none."""
-    known = yaml.safe_load((DATA / "shapes.yaml").read_text())
-    shape = known.get(str(path).rsplit("/", 1)[-1].lower(), {})
+    name, shape = _listed(path)
     if "model_type" not in shape:
-        raise ConfigError(f"policy.path {path} is not at hand and data/shapes.yaml has no {str(path).rsplit('/', 1)[-1]}: "
+        raise ConfigError(f"policy.path {path} is not at hand and data/shapes.yaml has no {name}: "
                           "download the model, or add a line with the sizes of its config.json")
     return AutoConfig.for_model(**shape)
 
@@ -51,10 +50,16 @@ def parameters(path: str) -> float:
     local = Path(ROOT / path)
     if local.is_dir():
         return sum(f.stat().st_size for f in local.rglob("*.safetensors")) / 4
-    shape = yaml.safe_load((DATA / "shapes.yaml").read_text()).get(str(path).rsplit("/", 1)[-1].lower(), {})
+    _, shape = _listed(path)
     if "model_type" in shape:
         return float(_count(AutoConfig.for_model(**shape)))
     return float(shape.get("parameters", np.nan))
+
+
+def _listed(path: str) -> tuple[str, dict[str, Any]]:
+    """A model's name without whose it is, and what data/shapes.yaml says of it."""
+    name = str(path).rsplit("/", 1)[-1]
+    return name, yaml.safe_load((DATA / "shapes.yaml").read_text()).get(name.lower(), {})
 
 
 def _count(config: Any) -> int:

@@ -4,7 +4,6 @@ The simulated teacher stands in the teacher's place (nothing is paid), random we
 hand. `projection` counts the units. Nothing is left behind.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from helpers import (
     harness,
     judging,
     llm,
+    memory,
     models,
     people,
     prefixes,
@@ -353,7 +353,7 @@ def _harness(cfg: Profile, body: Body, head: str) -> tuple[float, float]:
 
 def _memory(cfg: Profile, costs: dict[str, dict[str, float]], body: Body) -> None:
     """Of the units that hold the policy: this process' largest so far; on the GPU what was measured, or arithmetic."""
-    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    here = memory.peak_mb()
     whole = shapes.parameters(cfg.policy.path)
     if body.scale != 1:  # the whole model, not the layers that were there
         here += (whole - sum(p.numel() for p in body.model.parameters())) * 2 / 2**20 if not torch.cuda.is_available() else 0

@@ -27,3 +27,12 @@ def test_fit_by_hand(free, expected):
 
 def test_some_memory_is_free():
     assert 0 < memory.free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_the_peak_is_this_programs_and_stays():
+    before = memory.peak_mb()
+    block = torch.ones(max(2**26, int((before + 64) * 2**20)), dtype=torch.uint8)  # more than it ever had
+    high = memory.peak_mb()
+    assert high >= before + 63
+    del block
+    assert memory.peak_mb() >= high

@@ -12,8 +12,6 @@ others on the machine leave as they are.
 
 import argparse
 import json
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +26,7 @@ from tqdm.auto import tqdm
 
 from helpers import ROOT, models, scoring, training
 from helpers.config import load_profile
+from helpers.memory import peak_mb
 
 sys.path.insert(0, str(Path(__file__).parent))
 import baselines  # noqa: E402  (they lie beside this file, which is run as a script)
@@ -251,14 +250,6 @@ def alone(what: str, method: str, prefix: str, n: int, times: int, args: argpars
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mb()
     return {"benchmark": what, "method": method, "prefix": f"{prefix} x{times}", "n": n, "seconds": round(seconds, 3),
             "per_second": round(n / seconds, 1), "peak_mb": round(peak)}
-
-
-def peak_mb() -> float:
-    """The most memory that this program had. On Linux not getrusage's: that begins with what its parent had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def needed_tokens(tokenizer, rows: pd.DataFrame, answers: list[str]) -> int:
