@@ -3,7 +3,7 @@
     ./run_all.sh bench                         # laptop shapes, about half an hour; updates the README's table
     ./run_all.sh bench --shape 7b              # on a GPU: random weights of a 7B model, in bfloat16 and in 4-bit
     ./run_all.sh bench --shape tiny            # the same command's rehearsal on any CPU
-    ./run_all.sh bench --parts growth memory   # a part alone; the README keeps its table
+    ./run_all.sh bench --parts growth memory   # a part alone; the README keeps its table (--out FILE keeps the numbers)
 
 All methods run in one process on the same rows, in turns; ratios are medians over the repetitions. Memory and growth
 are measured in a process of their own each, because a peak never goes down again; growth in seconds of processor, which
@@ -59,7 +59,7 @@ def main() -> None:
     print(made.describe())
     if args.shape == "7b" and "training" in args.parts:
         print(projection(table))
-    if set(args.parts) < set(PARTS):
+    if set(args.parts) < set(PARTS) and args.out == OUT:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out, index=False)
