@@ -122,9 +122,9 @@ def _prefixes(cfg: Profile, n: Counts) -> dict[str, float]:
     made = prefixes.plan(cfg, n.train // max(1, n.people))
     written, main = [prefix for prefix, _, _ in made], [prefix for prefix, variant, _ in made if variant == "main"]
     by_teacher = sum(written.count(name) for name in ("persona_gpt4", "persona_gold"))
-    embedded = "embedding" in cfg.prefixes.retrieval and "few_shot" in main
+    measures = cfg.prefixes.retrieval if "few_shot" in main else ()
     return {"prefixes": n.people * by_teacher, "persona": n.people * written.count("persona"),
-            "selection": n.questions * embedded,
+            "selection": n.questions * ("embedding" in measures), "picked": n.test * len(measures),
             "pair encoded": n.test * (len(written) + LIMITS * len(main))}
 
 
@@ -211,4 +211,4 @@ def _notebook(stem: str) -> dict[str, float]:
     path = ROOT / "notebooks" / f"{stem}.ipynb"
     code = notebook_code(path) if path.exists() else ""
     return {"notebook": 1, "models": "helpers.models" in modules(code), "figure": code.count("store.figure("),
-            "statistic": code.count("stats.") + code.count("claims.evaluate(") * len(claims.CLAIMS)}
+            "statistic": code.count("stats.") + code.count("claims.evaluate(") * 2 * len(claims.CLAIMS)}  # of two cells or more

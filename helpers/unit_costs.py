@@ -34,6 +34,7 @@ from helpers import (
     projection,
     prompts,
     responses,
+    retrieval,
     sampling,
     scoring,
     shapes,
@@ -79,6 +80,7 @@ def measure(cfg: Profile) -> tuple[dict[str, dict[str, float]], list[str]]:
         costs["answer"], texts = _answers(cfg, body, asked["text"].tolist(), rng)
         costs["selection"] = _selection(cfg, asked, texts, costs["answer"]["seconds"])
         pairs = _pairs(who, asked, texts)
+        costs["picked"] = _picked(cfg, pairs)
         judged = [_clock(lambda seed=seed: _judge(teacher, store.profile, who, pairs, seed)) for seed in (0, 1)]
         costs["persona"], made = _personas(cfg, store.profile, body, who, pairs, teacher, costs["answer"]["seconds"])
         costs |= _requests(cfg, teacher, *judged[1])  # the first time there is a connection to be made
@@ -245,6 +247,18 @@ def _judge(teacher: llm.Teacher, cfg: Profile, who: pd.DataFrame, pairs: pd.Data
                              p.chosen_id) for p in pairs.itertuples()]
     judging.compare(teacher, matches, texts, cfg, seed, "judging")
     return -(-len(matches) // cfg.judge.pairs_per_request)
+
+
+def _picked(cfg: Profile, pairs: pd.DataFrame) -> dict[str, float]:
+    """Shots for a question by a measure: the nearest ones and the farthest ones, as two prefixes."""
+    pool = pairs.sample(18, replace=True, random_state=cfg.seed)  # about as many train pairs as a person has
+    likeness = np.linspace(0.0, 1.0, len(pool))
+
+    def pick() -> None:
+        for at in retrieval.nearest_and_farthest(likeness, cfg.prefixes.few_shot_shots):
+            prefixes.few_shot_text(pool.iloc[at], cfg.policy.templates)
+
+    return {"seconds": _clock(lambda: [pick() for _ in range(20)])[0] / 20}
 
 
 def _personas(cfg: Profile, stand_in: Profile, body: Body, who: pd.DataFrame, pairs: pd.DataFrame, teacher: llm.Teacher,
