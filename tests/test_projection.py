@@ -30,7 +30,8 @@ def test_work_of_the_notebooks_without_a_loss(laptop):
     assert amounts(laptop, "12_generation")["reply"] == 700
     assert amounts(laptop, "05_prefixes") == {
         "notebook": 1, "models": 1, "figure": 5, "statistic": 6, "prefixes": 250, "persona": 150, "selection": 1020,
-        "picked": 1900, "pair encoded": 950 * (15 + 7 * 6)}  # 15 written: 1 tag, 5 few_shot, 3 + 3 inferred, 2 gold, 1 name; 6 are main
+        "picked": 1900,
+        "pair encoded": 950 * (15 + 7 * 6)}  # 15 written: 1 tag, 5 few_shot, 3 + 3 inferred, 2 gold, 1 name; 6 are main
     assert amounts(laptop, "04_preferences")["judge_lab"] == 432
     assert amounts(laptop, "13_alignment_tax")["evaluation"] == 59  # 1 + 28 + 2 * 15
 
