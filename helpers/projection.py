@@ -19,6 +19,7 @@ from helpers.world.facts import load_world
 
 TEACHER = ("personas", "demographics", "questions", "judge", "judge_lab", "prefixes")  # units that are requests
 SPREAD = ("answer", "reply", "pair scored", "pair trained", "adapter", "item", "evaluation")  # over the workers
+UNCONTESTED = 0.15  # of the train pairs, about: what drop_uncontested leaves out in a run of the little world
 LIMITS = 7  # of length, at which notebook 05 looks what each main prefix loses
 ITEMS = 1000  # of a task that is asked whole (tax.limit 0), about the mean of the paper's
 
@@ -147,7 +148,7 @@ def _personal(cfg: Profile, n: Counts) -> dict[str, float]:
 def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     """09: adapters for everybody, for the small set and without an axis; swapped labels; learned vectors."""
     t, v, s, names = cfg.training, cfg.vpl, cfg.schemes, prefixes.available_prefixes(cfg)
-    kept, own, ends = 1 - t.validation, n.train / n.people, {"persona_gold"} & set(names)
+    kept, own, ends = _kept(cfg), n.train / n.people, {"persona_gold"} & set(names)
     everybody = len(names) * t.folds * len(t.seeds) + len(t.learning_rate_grid)
     everybody += len(ends) * min(2, t.folds) * (t.loser_ablation and t.drop_uncontested)
     everybody += len(t.label_noise) * min(2, t.folds) + len(v.shots) * t.folds * len(t.seeds)
@@ -165,9 +166,15 @@ def _multitask(cfg: Profile, n: Counts) -> dict[str, float]:
     return {"grid": 1, "adapter": everybody + small + apart, "pair trained": trained, "pair scored": scored}
 
 
+def _kept(cfg: Profile) -> float:
+    """The share of their train pairs that training people train on."""
+    drops = cfg.training.drop_uncontested and not cfg.data.preferences
+    return (1 - cfg.training.validation) * (1 - UNCONTESTED * drops)
+
+
 def _alignx(cfg: Profile, n: Counts) -> dict[str, float]:
     """14: raw-history and bridge adapters for some folds, one without half of the axes; every prompt for the base too."""
-    t, a, kept = cfg.training, cfg.alignx, 1 - cfg.training.validation
+    t, a, kept = cfg.training, cfg.alignx, _kept(cfg)
     folds, bridged = min(a.folds, t.folds), not cfg.data.preferences  # of imported pairs raw histories alone
     raw = min(a.raw_folds, folds)
     adapters = raw + folds * bridged
