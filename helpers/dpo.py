@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
-from helpers import ending
+from helpers import last_layer
 
 IGNORE = -100
 WIDTH = 16  # rows and heads are padded to a multiple of it, for the same reason as ROWS
@@ -180,7 +180,7 @@ def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads |
     behind = cache is not None and cache.rows is not None
     heads = (cache.lengths[cache.rows], cache.longest) if behind else ()
     with (_attention(base, batch["segments"], positions, *heads) as mask,
-          ending.from_position(base.get_decoder(), _answers_from(batch["targets"]), len(positions)) as start):
+          last_layer.from_position(base.get_decoder(), _answers_from(batch["targets"]), len(positions)) as start):
         states = base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
                                     use_cache=cache is not None).last_hidden_state
     return states, start

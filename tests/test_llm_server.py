@@ -131,6 +131,7 @@ def check_books(matches, ledger, books, max_retries):
     late = status[200] - len(bills)
     unseen = ledger["in_doubt"]["requests"] - status[0]  # less what a request that came late too had in doubt
     assert -late <= unseen <= len(books) // 100
+    assert len(books) == ledger["requests"] + late + status[429] + status[500] + status[0]
     assert max(line["attempt"] for line in books if line.get("attempt")) <= max_retries
     # the ledger is the server's own bill
     assert ledger["requests"] == len(bills)

@@ -50,8 +50,7 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for cfg in policies(args, Path(folder)):
-            found += [part(cfg, args) for name, part in SPEEDS.items()
-                      if name in args.parts]
+            found += [part(cfg, args) for name, part in SPEEDS.items() if name in args.parts]
     if args.shape == "laptop":
         found += [part(args) for name, part in (("growth", growth), ("memory", memory)) if name in args.parts]
     table = pd.concat(found, ignore_index=True).assign(**made.machine())
@@ -183,24 +182,22 @@ def where_time_goes(cfg, args: argparse.Namespace) -> pd.DataFrame:
         return pd.DataFrame()
     from torch.profiler import ProfilerActivity, profile
 
-    tables, peak = [], matrix_product(torch.device("cpu"))
-    for prefix in PREFIXES[:1]:  # and no other: a process that was profiled stays slower
-        rows = made.make_rows(prefix, args.pairs, seed=1, times=args.times)
-        with tempfile.TemporaryDirectory() as folder:
-            train = partial(_train, rows, cfg, Path(folder))
+    prefix, peak = PREFIXES[0], matrix_product(torch.device("cpu"))  # no other: a process that was profiled stays slower
+    rows = made.make_rows(prefix, args.pairs, seed=1, times=args.times)
+    with tempfile.TemporaryDirectory() as folder:
+        train = partial(_train, rows, cfg, Path(folder))
+        train()
+        whole = min(timed(train) for _ in range(3))
+        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as seen:
             train()
-            whole = min(timed(train) for _ in range(3))
-            with profile(activities=[ProfilerActivity.CPU], with_flops=True) as seen:
-                train()
-        events = [(event.key in PRODUCTS, event.self_cpu_time_total / 1e6, event.flops)
-                  for event in seen.key_averages() if event.key.startswith("aten::")]
-        products, others = (sum(seconds for is_one, seconds, _ in events if is_one == kind) for kind in (True, False))
-        parts = {"matrix products": products, "other operations": others, "around them": max(0.0, whole - products - others)}
-        table = pd.DataFrame({"method": list(parts), "seconds": [round(seconds, 3) for seconds in parts.values()]})
-        flops = sum(flops for is_one, _, flops in events if is_one)
-        table["of_machine"] = [round(flops / products / peak, 3), float("nan"), float("nan")]
-        tables.append(table.assign(benchmark="training, where time goes", prefix=prefix, **_precision(cfg)))
-    return pd.concat(tables)
+    events = [(event.key in PRODUCTS, event.self_cpu_time_total / 1e6, event.flops)
+              for event in seen.key_averages() if event.key.startswith("aten::")]
+    products, others = (sum(seconds for is_one, seconds, _ in events if is_one == kind) for kind in (True, False))
+    parts = {"matrix products": products, "other operations": others, "around them": max(0.0, whole - products - others)}
+    table = pd.DataFrame({"method": list(parts), "seconds": [round(seconds, 3) for seconds in parts.values()]})
+    flops = sum(flops for is_one, _, flops in events if is_one)
+    table["of_machine"] = [round(flops / products / peak, 3), float("nan"), float("nan")]
+    return table.assign(benchmark="training, where time goes", prefix=prefix, **_precision(cfg))
 
 
 SPEEDS = {"scoring": scoring_speed, "training": training_speed, "profile": where_time_goes}  # the last one slows the process

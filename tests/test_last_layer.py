@@ -4,12 +4,12 @@ from peft import LoraConfig
 from test_fused import KINDS, batch, make_model, sums_and_gradients
 from torch import nn
 
-from helpers import dpo, ending, models
+from helpers import dpo, last_layer, models
 
 
 def whole_way(monkeypatch):
     """From here on the last layer is computed everywhere."""
-    monkeypatch.setattr(ending, "_as_in_llama", lambda *_: False)
+    monkeypatch.setattr(last_layer, "_as_in_llama", lambda *_: False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,28 +55,28 @@ def test_with_an_adapter_for_each_row(monkeypatch):
             with models.mixed(model, ["other", "default"]):
                 found.append(dpo.answer_logps(model, made))
             whole_way(monkeypatch)
-    assert ending.KNOWN[model.get_base_model().get_decoder().layers[-1]]
+    assert last_layer.KNOWN[model.get_base_model().get_decoder().layers[-1]]
     torch.testing.assert_close(*found)
 
 
 def test_what_is_built_otherwise_or_computes_again_is_left_alone():
     model = make_model("llama")
     decoder = model.get_base_model().get_decoder()
-    with ending.from_position(decoder, 8, 2) as start:
+    with last_layer.from_position(decoder, 8, 2) as start:
         assert start == 8
     layer = decoder.layers[-1]
     assert "forward" not in vars(layer)  # nothing is left behind
     model.activation_checkpointing_enable({"use_reentrant": False})
-    with ending.from_position(decoder, 8, 2) as start:
+    with last_layer.from_position(decoder, 8, 2) as start:
         assert start == 0
     odd = make_model("llama").get_base_model().get_decoder()
     odd.layers[-1].mlp.forward = lambda x: x * x.shape[1]  # depends on how many there are
-    with ending.from_position(odd, 8, 1) as start:
+    with last_layer.from_position(odd, 8, 1) as start:
         assert start == 0
     hooked = make_model("llama").get_base_model().get_decoder()
     hooked.layers[-1].forward = hooked.layers[-1].forward  # as accelerate leaves it
-    with ending.from_position(hooked, 8, 1) as start:
+    with last_layer.from_position(hooked, 8, 1) as start:
         assert start == 0
     assert "forward" in vars(hooked.layers[-1])
-    with ending.from_position(nn.Linear(2, 2), 8, 1) as start:
+    with last_layer.from_position(nn.Linear(2, 2), 8, 1) as start:
         assert start == 0
