@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
-from helpers import last_layer
+from helpers.decoder import Decoder
+from helpers.line import IGNORE, LINE, SOFT
 
-IGNORE = -100
 WIDTH = 16  # rows and heads are padded to a multiple of it, for the same reason as ROWS
 ROWS = 4  # a batch of more rows has a multiple of it: few shapes, for each costs a new kernel and memory
-SOFT = -1  # stands in a prompt for a token that is given as a vector
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
 LOGITS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time without gradients: in a CPU's cache they are quicker
@@ -114,11 +113,21 @@ class Heads(DynamicCache):
     rows: Tensor | None = None  # which head stands in front of each row of the batch; None: heads are being read
     longest: int  # tokens of the longest of them, padded
 
-    def behind(self, rows: Tensor) -> "Heads":
-        """This cache, set to a batch: rows [n] says which head stands in front of each."""
+    def behind(self, rows: Tensor, length: int) -> "Heads":
+        """This cache, set to a batch: rows [n] says which head stands in front of each row of `length` tokens.
+
+        Heads and row together have a multiple of 2 * WIDTH tokens: over others a softmax in bfloat16 takes twice as long.
+        """
         self.rows = rows.to(self.lengths.device)
-        self.longest = -(-int(self.lengths[self.rows].max()) // WIDTH) * WIDTH  # read_heads pads to no less
+        longest = -(-int(self.lengths[self.rows].max()) // WIDTH) * WIDTH
+        self.longest = longest + -(longest + length) % (2 * WIDTH)  # read_heads keeps that many
         return self
+
+    def before(self, number: int, key: Tensor, value: Tensor) -> list[Tensor]:
+        """The heads' keys and values in layer `number` in front of those of the rows [n * key heads, L, d]."""
+        kept = self.layers[number]
+        return [torch.cat([whole[:, :, :self.longest].index_select(0, self.rows).view(len(own), -1, own.shape[2]), own], 1)
+                for whole, own in ((kept.keys, key), (kept.values, value))]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
                **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -137,58 +146,62 @@ def read_heads(model: torch.nn.Module, heads: Sequence[Sequence[int]]) -> Heads:
     cache = Heads()
     last_hidden(model, {name: values.to(device) for name, values in batch.items()}, cache)
     cache.lengths = torch.tensor([len(head) for head in heads], device=device)
+    for layer in cache.layers:
+        layer.keys, layer.values = (pad(part, (0, 0, 0, WIDTH)) for part in (layer.keys, layer.values))
     return cache
 
 
-def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
+def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None,
+                 decoder: Decoder | None = None) -> Tensor:
     """Sum of the log-probabilities of each answer's tokens, nats, float32 [n, K].
 
-    batch: what `pack` returned, and `soft` (see `last_hidden`). Only answers' positions go through the model's
-    head, and without gradients so many at a time that memory is bounded for any vocabulary.
+    batch: what `pack` returned, and `soft` (see `last_hidden`, also for decoder). Only answers' positions go through the
+    model's head, and without gradients so many at a time that memory is bounded for any vocabulary.
     """
-    (hidden, start), word_head = last_hidden(model, batch, cache), _base(model).get_output_embeddings()
-    (n, k), targets = batch["counts"].shape, batch["targets"][:, start:].flatten()
-    at = (targets != IGNORE).nonzero()[:, 0]
-    padded = pad(at, (0, -len(at) % 64))  # of few lengths, as rows are (see pack)
-    few = max(256, LOGITS[at.device.type] // len(word_head.weight) // 256 * 256)
-    parts = zip(*(rows.split(len(padded) if torch.is_grad_enabled() else few)
-                  for rows in (hidden.flatten(0, 1)[padded], targets[padded])), strict=True)
-    token_logps = torch.cat([-cross_entropy(word_head(rows).float(), wanted, reduction="none")
-                             for rows, wanted in parts])[:len(at)]
-    owner = (batch["segments"][:, start:] - 1 + k * torch.arange(n, device=at.device)[:, None]).flatten()[at]
-    return token_logps.new_zeros(n * k).index_add(0, owner, token_logps).view(n, k)
+    hidden, owner = last_hidden(model, batch, cache, decoder), _owners(batch)
+    targets = pad(batch["targets"][batch["targets"] != IGNORE], (0, len(hidden) - len(owner)))
+    token_logps = decoder.logps(hidden, targets) if decoder else _token_logps(model, hidden, targets)
+    sums = token_logps.new_zeros(batch["counts"].numel()).index_add(0, owner, token_logps[:len(owner)])
+    return sums.view(batch["counts"].shape)
 
 
-def answer_means(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> Tensor:
+def answer_means(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None,
+                 decoder: Decoder | None = None) -> Tensor:
     """Mean of the last hidden states over each answer [n, K, hidden], from the last token of the prompt on."""
-    (hidden, start), k = last_hidden(model, batch, cache), batch["counts"].shape[1]
-    mine = batch["segments"][:, None, start:] == torch.arange(1, k + 1, device=hidden.device)[:, None]
-    return mine.float() @ hidden.float() / mine.sum(-1, keepdim=True)
+    owner, counts = _owners(batch), batch["counts"]
+    hidden = last_hidden(model, batch, cache, decoder)[:len(owner)].float()
+    sums = hidden.new_zeros(counts.numel(), hidden.shape[1]).index_add(0, owner, hidden)
+    return sums.view(*counts.shape, -1) / counts[:, :, None]
 
 
-def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None) -> tuple[Tensor, int]:
-    """The decoder's last hidden states [n, L - start, hidden] of packed rows, and start: no answer begins before it.
+def last_hidden(model: torch.nn.Module, batch: dict[str, Tensor], cache: Heads | None = None,
+                decoder: Decoder | None = None) -> Tensor:
+    """The decoder's last hidden states at the A tokens of `batch` that have a target, row by row; and some rows more.
 
     A row whose prompt has the token SOFT finds there, as its embedding, its vector of batch["soft"] [n, hidden].
-    cache: the heads that stand in front of the rows.
+    cache: the heads that stand in front of the rows. decoder: the model's, as helpers.decoder.of has made it, if it could.
     """
-    base, positions, given = _base(model), batch["position_ids"], {"input_ids": batch["input_ids"]}
+    base, segments, positions = _base(model), batch["segments"], batch["position_ids"]
+    heads = () if cache is None or cache.rows is None else (cache.lengths[cache.rows], cache.longest)
+    mask = answer_mask(segments, positions, getattr(base.config.get_text_config(), "sliding_window", None), *heads)
+    if decoder and mask.shape[2] * mask.shape[3] <= SHORT**2:
+        return decoder(batch, mask, cache)
+    given = {"input_ids": batch["input_ids"]}
     if "soft" in batch:
         words = base.get_input_embeddings()(batch["input_ids"].clamp(min=0))
         here = (batch["input_ids"] == SOFT)[:, :, None]
         given = {"inputs_embeds": torch.where(here, batch["soft"][:, None].to(words.dtype), words)}
-    behind = cache is not None and cache.rows is not None
-    heads = (cache.lengths[cache.rows], cache.longest) if behind else ()
-    with (_attention(base, batch["segments"], positions, *heads) as mask,
-          last_layer.from_position(base.get_decoder(), _answers_from(batch["targets"]), len(positions)) as start):
+    with _attention(base, mask) as mask:
         states = base.get_decoder()(**given, position_ids=positions, attention_mask=mask, past_key_values=cache,
                                     use_cache=cache is not None).last_hidden_state
-    return states, start
+    at = (batch["targets"].flatten() != IGNORE).nonzero()[:, 0]
+    return states.flatten(0, 1)[pad(at, (0, -len(at) % LINE))]  # of few lengths, as rows are (see pack)
 
 
-def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pair_logps(model: torch.nn.Module, batch: dict[str, Tensor],
+               decoder: Decoder | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of chosen and rejected, nats [n], and their token counts [n], of rows with two answers each."""
-    sums, counts = answer_logps(model, batch), batch["counts"]
+    sums, counts = answer_logps(model, batch, decoder=decoder), batch["counts"]
     return sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1]
 
 
@@ -225,25 +238,33 @@ def _base(model: torch.nn.Module) -> torch.nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _answers_from(targets: Tensor) -> int:
-    """The first position at which a row has an answer, or a little before it: few shapes. Their length, if none has one."""
-    at = (targets != IGNORE).any(0).nonzero()[:, 0]
-    return int(at[0]) // 8 * 8 if len(at) else targets.shape[1]
+def _token_logps(model: torch.nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The log-probabilities, nats [A], of the tokens `targets` [A] after hidden states [A, hidden]."""
+    word_head = _base(model).get_output_embeddings()
+    few = max(256, LOGITS[targets.device.type] // len(word_head.weight) // 256 * 256)
+    few = max(1, len(hidden)) if torch.is_grad_enabled() else few
+    return torch.cat([-cross_entropy(word_head(rows).float(), wanted, reduction="none")
+                      for rows, wanted in zip(hidden.split(few), targets.split(few), strict=True)])
+
+
+def _owners(batch: dict[str, Tensor]) -> Tensor:
+    """Which of the n * K answers each token with a target belongs to."""
+    n, k = batch["counts"].shape
+    first = k * torch.arange(n, device=batch["counts"].device)[:, None]
+    return (batch["segments"] - 1 + first)[batch["targets"] != IGNORE]
 
 
 @contextmanager
-def _attention(base: torch.nn.Module, segments: Tensor, position_ids: Tensor,
-               heads: Tensor | None = None, longest: int = 0) -> Iterator[Tensor]:
-    """The mask for the decoder; and, where it is faster, another attention than torch's fused one.
+def _attention(base: torch.nn.Module, mask: Tensor) -> Iterator[Tensor]:
+    """The mask for transformers' decoder; and, where it is faster, another attention than torch's fused one.
 
     In bfloat16 on a CPU the fused one takes six times as long, there and back, as three plain operations.
     """
-    config = base.config.get_text_config()
-    mask = answer_mask(segments, position_ids, getattr(config, "sliding_window", None), heads, longest)
-    half = segments.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    half = mask.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if not (half and mask.shape[2] * mask.shape[3] <= SHORT**2):
         yield mask
         return
+    config = base.config.get_text_config()
     before, config._attn_implementation = config._attn_implementation, "plain_rows"
     try:
         yield torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, float("-inf"))

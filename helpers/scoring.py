@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import chat, dpo, fused, models
+from helpers import chat, decoder, dpo, models
 from helpers.sharing import PAYS, Asked, Plan, Row, chunks, plan
 
 TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
 AT_ONCE = 2048  # pairs whose tokens are held in memory
-Read = Callable[[torch.nn.Module, dict[str, torch.Tensor], dpo.Heads | None], torch.Tensor]
+Read = Callable[[torch.nn.Module, dict[str, torch.Tensor], dpo.Heads | None, decoder.Decoder | None], torch.Tensor]
 
 
 class Pair(NamedTuple):
@@ -87,17 +87,18 @@ def of_answers(model: torch.nn.Module, asked: Sequence[Asked], read: Read, token
 
     Any number of answers a prompt. Nothing is computed twice: see sharing.plan, also for `pays`. Rows of like length
     share a batch, which is halved where memory is short. A soft vector belongs to its prompt alone, so that such
-    prompts share nothing. read: dpo.answer_logps or another function of model, packed batch and cache, to [n, K, ...].
+    prompts share nothing. read: dpo.answer_logps or another function of model, packed batch, cache and decoder, to [n, K, ...].
     """
     dpo.check_model(model)
     device = next(model.parameters()).device
     budget = token_budget or TOKENS[device.type]
     made = plan(asked, range(len(asked)) if soft is not None else adapters, pays)
     model.eval()
-    with models.autocast(model, dtype), models.merged(model, adapters is None), fused.layers(model, adapter=False):
+    with models.autocast(model, dtype), models.merged(model, adapters is None):
+        fast = decoder.of(model) if adapters is None else None
         while True:
             try:
-                return _read_all(model, made, read, budget, soft, adapters)
+                return _read_all(model, made, read, budget, soft, adapters, fast)
             except torch.OutOfMemoryError:
                 if budget <= max(row.length for row in made.rows):
                     raise
@@ -105,7 +106,7 @@ def of_answers(model: torch.nn.Module, asked: Sequence[Asked], read: Read, token
 
 
 def _read_all(model: torch.nn.Module, made: Plan, read: Read, budget: int, soft: torch.Tensor | None,
-              adapters: Sequence[str] | None) -> np.ndarray:
+              adapters: Sequence[str] | None, fast: decoder.Decoder | None) -> np.ndarray:
     found: dict[int, np.ndarray] = {}
     for heads, rows in chunks(made, budget):
         with models.mixed(model, adapters and [made.keys[head] for head in heads]):
@@ -114,9 +115,11 @@ def _read_all(model: torch.nn.Module, made: Plan, read: Read, budget: int, soft:
         for at in dpo.budget_batches([made.rows[i].length for i in rows], budget):
             batch = [made.rows[rows[i]] for i in dpo.filled(at)]
             starts = [len(made.heads[row.head]) for row in batch] if cache else ()
-            behind = cache.behind(torch.tensor([place[row.head] for row in batch])) if cache else None
+            packed = _packed(model, batch, starts, soft)
+            behind = torch.tensor([place[row.head] for row in batch]) if cache else None
+            behind = cache.behind(behind, packed["input_ids"].shape[1]) if cache else None
             with models.mixed(model, adapters and [row.key for row in batch]):
-                values = read(model, _packed(model, batch, starts, soft), behind).float().cpu().numpy()
+                values = read(model, packed, behind, fast).float().cpu().numpy()
             found |= {slot: value for row, of_row in zip(batch, values, strict=True)
                       for slots, value in zip(row.wanted, of_row, strict=False) for slot in slots}
     return np.array([found[slot] for slot in range(len(found))], dtype=np.float32)

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 from trl import DPOConfig, DPOTrainer
 
-from helpers import artifacts, dpo, fused, grid, memory, models, scoring, vpl
+from helpers import artifacts, decoder, dpo, grid, memory, models, scoring, vpl
 
 LOSS_POINTS = 20  # of an adapter's loss curve
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -130,8 +130,7 @@ def train_adapter(base: torch.nn.Module, tokenizer, cell: Cell, out: Path) -> tu
                    train_dataset=dataset(tokenizer, cell), peft_config=lora(cell.training),
                    dtype=cell.policy.dtype, **more)
     del base.forward  # trl patches it for its own loss; the next adapter is to find the base as it was
-    with fused.layers(trainer.model):
-        result = trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints(cell)))
+    result = trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints(cell)))
     save_adapter(trainer.model, out, cell.policy.path)
     if cell.reading:
         vpl.save(trainer.model.vpl, out)
@@ -183,9 +182,11 @@ class PairTrainer(DPOTrainer):
         super().__init__(*args, data_collator=self._collate, **kwargs)
         dpo.check_model(self.model)
         self.dtype, self.token_budget = dtype, token_budget or dpo.TOKEN_BUDGET[self.args.device.type]
+        self.decoder: decoder.Decoder | None = None
         self.remove_callback(PrinterCallback)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self.decoder = decoder.of(self.model)
         self.token_budget = self._fitting_budget()
         return super().train(*args, **kwargs)
 
@@ -213,7 +214,7 @@ class PairTrainer(DPOTrainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         with models.autocast(model, self.dtype):
-            chosen, rejected, _, _ = dpo.pair_logps(model, inputs)
+            chosen, rejected, _, _ = dpo.pair_logps(model, inputs, self.decoder)
         losses = dpo.dpo_loss(chosen, rejected, *(inputs[name] for name in REFERENCE), self.beta)
         if not torch.isfinite(losses).all():
             raise FloatingPointError(f"the loss is {losses.detach().sum().item()} at update {self.state.global_step} for the "
@@ -250,7 +251,7 @@ class PairTrainer(DPOTrainer):
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
         ids = {"ids": [p["pair_id"] for p in pairs]}  # to name the pairs of a loss that is no number
-        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=8) | reference | ids
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=32) | reference | ids
 
 
 class VplTrainer(PairTrainer):
