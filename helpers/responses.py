@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from helpers import grid, models, prompts, sampling
 
@@ -28,6 +27,7 @@ BRACKET = re.compile(r"^\([^)]*\)\s*")
 TELL_TALE = re.compile(
     r"\b(?:chosen category|letting me know|like you|as someone|as an? |fellow|dear|preferences?|preferred|orientation"
     r"|identif\w+|cater\w*|previous|specified|selected|axis|geared|friend|sorry)\b", re.I)
+SHARED = 2000  # responses, from which on workers select side by side
 SENTENCE = re.compile(r"[^.!?]+[.!?]*\s*")
 
 
@@ -111,33 +111,41 @@ def sample(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, work:
     return pd.DataFrame([row for rows in done for row in rows])
 
 
-@models.one_thread()
-@threadpool_limits.wrap(limits=1)  # k-means of a dozen points: threads would wait for each other four times as long
 def select(raw: pd.DataFrame, questions: pd.DataFrame, cfg, work: Path | None = None) -> pd.DataFrame:
     """The `responses` table: cleaned, rewarded, in the span or not, clustered, and the k selected of each question.
 
     Questions with fewer than k different clean responses keep their rows and select nothing. work: the folder in
     which rewards and embeddings are kept as they are computed.
     """
-    file = work and work / "texts.sqlite"
     table = raw.assign(text=[clean(text, cfg.responses.min_chars) for text in raw["text_raw"]])
     table = table.assign(reward=np.nan, in_span=False, cluster=-1, selected=False)
     usable = table[(table["text"] != "") & ~table.duplicated(["question_id", "text"])]
-    text_of = questions.set_index("question_id")["text"]
-    scorer = models.load_reward(cfg.reward.path, cfg.reward.revision, file)
-    table.loc[usable.index, "reward"] = scorer.score([text_of[q] for q in usable["question_id"]], usable["text"].tolist())
-    embeddings = models.load_embedder(cfg.embedder.path, cfg.embedder.revision, file).encode(usable["text"].tolist())
-    position = pd.Series(np.arange(len(usable)), index=usable.index)
-    groups = usable.groupby("question_id", sort=False).groups
-    for number, index in enumerate(tqdm(groups.values(), desc="selecting", unit="question")):
-        if len(index) < cfg.responses.k:
-            continue
-        span = index[reward_span(table.loc[index, "reward"].to_numpy(), cfg.responses.span)]
-        labels, chosen = diverse(embeddings[position[span]], cfg.responses.k, cfg.seed + number)
-        table.loc[span, "in_span"] = True
-        table.loc[span, "cluster"] = labels
-        table.loc[span[chosen], "selected"] = True
+    usable = usable[["question_id", "text"]].assign(x=usable["question_id"].map(questions.set_index("question_id")["text"]),
+                                                    number=pd.factorize(usable["question_id"])[0])
+    several = cfg.training.workers if len(usable) > SHARED else 1
+    parts = [part for _, part in usable.groupby(usable["number"] % (2 * several) if several > 1 else 0)]
+    units = [partial(_select, part, cfg, work and work / "texts.sqlite") for part in parts]
+    found = grid.run_units(units, several, cfg.training.executor if several > 1 else "sequential", "selecting", "part")
+    for column, values in pd.concat(found).items() if found else ():
+        table.loc[values.index, column] = values
     return table
+
+
+@models.one_thread()
+@threadpool_limits.wrap(limits=1)  # k-means of a dozen points: threads would wait for each other four times as long
+def _select(usable: pd.DataFrame, cfg, file: Path | None) -> pd.DataFrame:
+    """Reward, span, cluster and choice of the responses to some questions: question_id, text, x (the question), number."""
+    scorer = models.load_reward(cfg.reward.path, cfg.reward.revision, file)
+    rewards = scorer.score(usable["x"].tolist(), usable["text"].tolist())
+    embeddings = models.load_embedder(cfg.embedder.path, cfg.embedder.revision, file).encode(usable["text"].tolist())
+    found = {"in_span": np.zeros(len(usable), bool), "cluster": np.full(len(usable), -1), "selected": np.zeros(len(usable), bool)}
+    for number, at in usable.groupby("number", sort=False).indices.items():
+        if len(at) < cfg.responses.k:
+            continue
+        span = at[reward_span(rewards[at], cfg.responses.span)]
+        labels, chosen = diverse(embeddings[span], cfg.responses.k, cfg.seed + number)
+        found["in_span"][span], found["cluster"][span], found["selected"][span[chosen]] = True, labels, True
+    return pd.DataFrame({"reward": rewards.astype(float)} | found, index=usable.index)
 
 
 def _shard(questions: pd.DataFrame, categories: dict[str, list[str]], cfg, seed: int, file: Path) -> list[dict]:

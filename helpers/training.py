@@ -231,11 +231,13 @@ class PairTrainer(DPOTrainer):
     def _fitting_budget(self) -> int:
         """The part of the token budget that memory allows, from what one more of the longest row keeps for its way back."""
         longest, device = max(self.train_dataset, key=_row_length), self.args.device
-        one, two = (self._prepare_inputs(self._rows([longest] * n) | {"of": torch.tensor(n)}) for n in (1, 2))
+        begins_otherwise = longest | {"prompt_ids": [longest["prompt_ids"][0] ^ 1, *longest["prompt_ids"][1:]]}
+        one, two = (self._prepare_inputs(self._rows([longest, begins_otherwise][:n]) | {"of": torch.tensor(n)}) for n in (1, 2))
         kept = [memory.kept_bytes(partial(self.compute_loss, self.model.train(), rows)) for rows in (one, two)]
         budget, recompute = memory.fit(kept[1] - kept[0], one["input_ids"].shape[1], self.token_budget,
                                        memory.free_bytes(device))
         if recompute:
+            self.decoder = None
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         return budget
 
