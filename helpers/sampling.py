@@ -31,7 +31,7 @@ from helpers import chat, models
 
 Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
 DRAWS = 4  # uniform numbers for each token; plain sampling uses the first
-LOOK = 8  # steps between two looks at who has ended
+LOOK = 4  # steps between two looks at who has ended
 ROOM = 32  # tokens by which a store of keys and values grows
 
 
