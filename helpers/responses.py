@@ -123,7 +123,7 @@ def select(raw: pd.DataFrame, questions: pd.DataFrame, cfg, work: Path | None = 
     usable = usable[["question_id", "text"]].assign(x=usable["question_id"].map(questions.set_index("question_id")["text"]),
                                                     number=pd.factorize(usable["question_id"])[0])
     several = cfg.training.workers if len(usable) > SHARED else 1
-    parts = [part for _, part in usable.groupby(usable["number"] % (2 * several) if several > 1 else 0)]
+    parts = [part for _, part in usable.groupby(usable["number"] % (2 * several if several > 1 else 1))]
     units = [partial(_select, part, cfg, work and work / "texts.sqlite") for part in parts]
     found = grid.run_units(units, several, cfg.training.executor if several > 1 else "sequential", "selecting", "part")
     for column, values in pd.concat(found).items() if found else ():
