@@ -1,7 +1,7 @@
 """The decoder of a Llama, there and back, in few and large operations; the base is frozen, an adapter may be trained.
 
-What a small model does is thousands of small operations, and what they cost is mostly not arithmetic. Here a layer is one
-step of autograd with a way back of its own: layers that read the same input are one product with their adapters, every
+What a small model does is thousands of small operations, and what they cost is mostly not arithmetic. Here a layer is two
+steps of autograd with ways back of their own: layers that read the same input are one product with their adapters, every
 token of a batch is computed once (helpers.line), and in the last layer answers alone ask. Numbers and gradients are those
 of transformers and peft, up to rounding. On a CPU; other devices, and models built otherwise, are left to them.
 """
@@ -50,7 +50,9 @@ class Decoder:
         self._take_over(dtype)
         with torch.autocast(device.type, enabled=False):
             for number, parts in enumerate(self.layers, start=1):
-                x = _Layer.apply(x, parts, ends if number == len(self.layers) else everywhere, *parts.low)
+                where = ends if number == len(self.layers) else everywhere
+                x = _Attention.apply(x, parts, where, *parts.qkv.low, *parts.o.low)
+                x = _FeedForward.apply(x, parts, dtype, *parts.gate_up.low, *parts.down.low)
             return _Norm.apply(x, self.whole.norm.weight, self.whole.norm.variance_epsilon, dtype)
 
     def logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -80,8 +82,10 @@ def of(model: nn.Module) -> Decoder | None:
     """The decoder of a model, with its adapter if it has one, where this module knows how; it is tried out. Else None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     whole, words = base.get_decoder(), base.get_output_embeddings()
-    known = (type(words) is nn.Linear and words.bias is None and next(base.parameters()).device.type == "cpu"
-             and bool(len(getattr(whole, "layers", ()))) and all(map(_is_llamas, whole.layers)))
+    layers, trained = getattr(whole, "layers", ()), [name for name, p in base.named_parameters() if p.requires_grad]
+    frozen = not torch.is_grad_enabled() or all("lora_" in name for name in trained)
+    known = (frozen and type(words) is nn.Linear and words.bias is None and next(base.parameters()).device.type == "cpu"
+             and "forward" not in vars(whole) and len(layers) and all(map(_is_llamas, layers)))
     return made if known and _gives_the_same(made := Decoder(model)) else None
 
 
@@ -132,12 +136,16 @@ class _Joint:
             y.addmm_(low, self.up.t())
         return (y if self.bias is None else y.add_(self.bias)), low
 
-    def room(self, n: int) -> Tensor:
-        """For a gradient: [n, O + R], of which `backward` wants the first O columns."""
-        return self.both.new_empty(n, len(self.both))
+    def room(self, grad: Tensor | int) -> Tensor:
+        """A gradient [n, O], or room for one of n rows, as `backward` wants it: [n, O + R]."""
+        if isinstance(grad, int):
+            return self.both.new_empty(grad, len(self.both))
+        room = self.room(len(grad))
+        room[:, :self.width] = grad
+        return room
 
     def backward(self, grad: Tensor, x: Tensor, low: Tensor, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradients of x, if wanted, and of all A, then all B."""
+        """The gradients of x, if wanted, and of all A, then all B; grad as from `room`, of which R columns are overwritten."""
         if not self.ranks:
             return grad @ self.both if wanted else None, []
         given, lower = grad[:, :self.width], grad[:, self.width:]
@@ -148,7 +156,7 @@ class _Joint:
 
 
 class _Parts:
-    """The weights of a layer, as `_Layer` reads them."""
+    """The weights of a layer."""
 
     def __init__(self, layer: nn.Module, config: Any) -> None:
         own = dict(layer.self_attn.named_children()) | dict(layer.mlp.named_children())
@@ -163,7 +171,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Where:
-    """Who asks whom: the rows of keys and of queries, what is added to their scores [n, Lq, H + L], and the angles [T, 1, d]."""
+    """Who asks whom: rows of keys and of queries, what is added to their scores [n, Lq, H + L], and angles [T, 1, d]."""
 
     keys: Rows
     queries: Rows
@@ -179,14 +187,14 @@ class _Where:
         return self.line.answers if self.queries is self.line.ends else None
 
 
-class _Layer(torch.autograd.Function):
-    """One layer of a Llama: x [T, hidden] to [T, hidden], or to [A, hidden] where answers alone ask."""
+class _Attention(torch.autograd.Function):
+    """x plus what it attends to: x [T, hidden] to [T, hidden], or to [A, hidden] where answers alone ask."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: _Parts, where: _Where, *low: Tensor) -> Tensor:
-        (n, asked, _), dtype, d, heads, keys = where.mask.shape, where.mask.dtype, parts.d, parts.heads, parts.keys
-        n1, scale1 = _normed(x, *parts.norms[0], dtype)
-        qkv, low_qkv = parts.qkv.forward(n1)
+        (n, asked, _), d, heads, keys = where.mask.shape, parts.d, parts.heads, parts.keys
+        normed, scale = _normed(x, *parts.norms[0], where.mask.dtype)
+        qkv, low_qkv = parts.qkv.forward(normed)
         q, k, v = qkv.unflatten(1, (-1, d)).split([heads, keys, keys], 1)
         cos, sin, rest = where.cos, where.sin, x
         if where.answers is not None:
@@ -202,42 +210,21 @@ class _Layer(torch.autograd.Function):
         weights = torch.softmax(scores, -1)
         found = where.queries.collect(heads).take(torch.bmm(weights, value).view(-1, d)).view(len(q), -1)
         o, low_o = parts.o.forward(found)
-        middle = rest + o
-        n2, scale2 = _normed(middle, *parts.norms[1], dtype)
-        both, low_both = parts.gate_up.forward(n2)
-        gate, up = both.chunk(2, 1)
-        opened = silu(gate)
-        through = opened * up
-        down, low_down = parts.down.forward(through)
         ctx.parts, ctx.where = parts, where
-        ctx.save_for_backward(x, n1, scale1, low_qkv, query, key, value, weights, found, low_o, middle, n2, scale2, both,
-                              low_both, opened, through, low_down)
-        return middle + down
+        ctx.save_for_backward(x, normed, scale, low_qkv, query, key, value, weights, found, low_o)
+        return rest + o
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, n1, scale1, low_qkv, query, key, value, weights, found, low_o, middle, n2, scale2, both, low_both, opened, through,
-         low_down), parts, where = ctx.saved_tensors, ctx.parts, ctx.where
-        (n, hidden), d, heads, keys = grad.shape, parts.d, parts.heads, parts.keys
-        room = parts.down.room(n)
-        room[:, :hidden] = grad
-        d_through, g_down = parts.down.backward(room, through, low_down)
-        gate, up = both.chunk(2, 1)
-        room = parts.gate_up.room(n)
-        d_gate, d_up = room[:, :both.shape[1]].chunk(2, 1)
-        torch.mul(d_through, opened, out=d_up)
-        torch.ops.aten.silu_backward.grad_input(d_through.mul_(up), gate, grad_input=d_gate)
-        d_n2, g_both = parts.gate_up.backward(room, n2, low_both)
-        d_middle = _norm_back(d_n2, middle, parts.norms[1][0], scale2).add_(grad)
-        room = parts.o.room(n)
-        room[:, :hidden] = d_middle
-        d_found, g_o = parts.o.backward(room, found, low_o)
+        x, normed, scale, low_qkv, query, key, value, weights, found, low_o = ctx.saved_tensors
+        parts, where, d, heads, keys = ctx.parts, ctx.where, ctx.parts.d, ctx.parts.heads, ctx.parts.keys
+        d_found, g_o = parts.o.backward(parts.o.room(grad), found, low_o)
         given = where.queries.collect(heads).give(d_found.view(-1, d)).view(query.shape)
         d_known = key.new_empty(2, *key.shape)
         torch.bmm(weights.transpose(1, 2), given, out=d_known[1])
         d_scores = torch._softmax_backward_data(torch.bmm(given, value.transpose(1, 2)), weights, -1, weights.dtype)
         torch.bmm(d_scores.transpose(1, 2), query, out=d_known[0])
-        d_query = where.queries.spread(heads).give(torch.bmm(d_scores, key).view(-1, d)).view(n, heads, d)
+        d_q = where.queries.spread(heads).give(torch.bmm(d_scores, key).view(-1, d)).view(len(grad), heads, d)
         d_k, d_v = where.keys.spread(2 * keys, 2).give(d_known.view(-1, d)).view(len(x), -1, d).chunk(2, 1)
         room = parts.qkv.room(len(x))
         at_q, at_k, at_v = room[:, :parts.qkv.width].unflatten(1, (-1, d)).split([heads, keys, keys], 1)
@@ -245,17 +232,45 @@ class _Layer(torch.autograd.Function):
         at_k.copy_(_turned(d_k, cos, sin))
         at_v.copy_(d_v)
         if where.answers is None:
-            at_q.copy_(_turned(d_query, cos * parts.scaling, sin * parts.scaling))
+            at_q.copy_(_turned(d_q, cos * parts.scaling, sin * parts.scaling))
         else:
             real = where.answers[:where.line.wanted]
             cos, sin = cos.index_select(0, real) * parts.scaling, sin.index_select(0, real) * parts.scaling
-            at_q.zero_().index_copy_(0, real, _turned(d_query[:len(real)], cos, sin))
-        d_n1, g_qkv = parts.qkv.backward(room, n1, low_qkv, ctx.needs_input_grad[0])
-        grads = None, None, *g_qkv, *g_o, *g_both, *g_down
-        if d_n1 is None:
-            return None, *grads
-        d_x = _norm_back(d_n1, x, parts.norms[0][0], scale1)
-        return d_x.add_(d_middle) if where.answers is None else d_x.index_add_(0, where.answers, d_middle), *grads
+            at_q.zero_().index_copy_(0, real, _turned(d_q[:len(real)], cos, sin))
+        d_normed, g_qkv = parts.qkv.backward(room, normed, low_qkv, ctx.needs_input_grad[0])
+        if d_normed is None:
+            return None, None, None, *g_qkv, *g_o
+        d_x = _norm_back(d_normed, x, parts.norms[0][0], scale)
+        d_x = d_x.add_(grad) if where.answers is None else d_x.index_add_(0, where.answers, grad)
+        return d_x, None, None, *g_qkv, *g_o
+
+
+class _FeedForward(torch.autograd.Function):
+    """x plus what the gated layers make of it: [T, hidden] to [T, hidden]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: _Parts, dtype: torch.dtype, *low: Tensor) -> Tensor:
+        normed, scale = _normed(x, *parts.norms[1], dtype)
+        both, low_both = parts.gate_up.forward(normed)
+        gate, up = both.chunk(2, 1)
+        opened = silu(gate)
+        through = opened * up
+        down, low_down = parts.down.forward(through)
+        ctx.parts = parts
+        ctx.save_for_backward(x, normed, scale, both, low_both, opened, through, low_down)
+        return x + down
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, normed, scale, both, low_both, opened, through, low_down), parts = ctx.saved_tensors, ctx.parts
+        d_through, g_down = parts.down.backward(parts.down.room(grad), through, low_down)
+        gate, up = both.chunk(2, 1)
+        room = parts.gate_up.room(len(x))
+        d_gate, d_up = room[:, :parts.gate_up.width].chunk(2, 1)
+        torch.mul(d_through, opened, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_through.mul_(up), gate, grad_input=d_gate)
+        d_normed, g_both = parts.gate_up.backward(room, normed, low_both)
+        return _norm_back(d_normed, x, parts.norms[1][0], scale).add_(grad), None, None, *g_both, *g_down
 
 
 class _Norm(torch.autograd.Function):
@@ -344,16 +359,16 @@ def _is_llamas(layer: nn.Module) -> bool:
         return False
     found = [[_linear(inner[name]) for name in names] for names in TOGETHER]
     norms = [parts["input_layernorm"], parts["post_attention_layernorm"]]
-    return all(None not in group and len({(one.scale, one.a is None, one.bias is None) for one in group}) == 1
-               and not (torch.is_grad_enabled() and any(one.weight.requires_grad for one in group))
-               for group in found) and all(hasattr(norm, "variance_epsilon") for norm in norms)
+    alike = [None not in group and len({(one.scale, one.a is None, one.bias is None) for one in group}) == 1 for group in found]
+    return all(alike) and all(hasattr(norm, "variance_epsilon") for norm in norms)
 
 
 @torch.no_grad()
 def _gives_the_same(made: Decoder) -> bool:
     """Whether both agree on a made-up row of six tokens, of which the last three are wanted."""
     ids, segments = torch.arange(1, 7)[None], torch.tensor([[0, 0, 0, 1, 1, 1]])
-    batch = {"input_ids": ids, "position_ids": ids - 1, "segments": segments, "targets": torch.where(segments == 1, ids, IGNORE)}
+    targets = torch.where(segments == 1, ids, IGNORE)
+    batch = {"input_ids": ids, "position_ids": ids - 1, "segments": segments, "targets": targets}
     mask, training = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril(), made.whole.training
     made.whole.eval()
     with torch.autocast("cpu", enabled=False):

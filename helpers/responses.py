@@ -138,7 +138,8 @@ def _select(usable: pd.DataFrame, cfg, file: Path | None) -> pd.DataFrame:
     scorer = models.load_reward(cfg.reward.path, cfg.reward.revision, file)
     rewards = scorer.score(usable["x"].tolist(), usable["text"].tolist())
     embeddings = models.load_embedder(cfg.embedder.path, cfg.embedder.revision, file).encode(usable["text"].tolist())
-    found = {"in_span": np.zeros(len(usable), bool), "cluster": np.full(len(usable), -1), "selected": np.zeros(len(usable), bool)}
+    found = {"in_span": np.zeros(len(usable), dtype=bool), "cluster": np.full(len(usable), -1),
+             "selected": np.zeros(len(usable), dtype=bool)}
     for number, at in usable.groupby("number", sort=False).indices.items():
         if len(at) < cfg.responses.k:
             continue

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import Training
 
-from helpers import ROOT, dpo, models, scoring
+from helpers import ROOT, decoder, dpo, models, scoring
 from helpers.training import REFERENCE, Cell, train_adapter
 
 FOLDS = 'pd.DataFrame({"scheme": "stratified", "fold": range(%d), "persona_id": [f"p{i}" for i in range(%d)]})'
@@ -75,23 +75,24 @@ def test_death_in_the_middle_of_a_write_leaves_no_half_of_what_vpl_reads(policy,
     assert left.stat().st_size <= 1000
 
 
-class Small(torch.nn.Module):
-    """A policy on a device with little memory: it really raises what CUDA raises above so many tokens a batch."""
+class Small:
+    """A device with little memory: a decoder, transformers' or ours, raises what CUDA raises above so many tokens a batch."""
 
-    def __init__(self, model: torch.nn.Module, most: int) -> None:
-        super().__init__()
-        self.model, self.most, self.seen, self.refused = model, most, [], 0
-        forward = model.model.forward
+    def __init__(self, monkeypatch, model: torch.nn.Module, most: int, ours: bool) -> None:
+        self.most, self.seen, self.refused = most, [], 0
+        whole, call = model.model.forward, decoder.Decoder.__call__
+        if ours:
+            monkeypatch.setattr(decoder.Decoder, "__call__",
+                                lambda self, batch, mask, past=None: limit(mask) or call(self, batch, mask, past))
+        else:  # and ours leaves a decoder with a forward of its own alone
+            model.model.forward = lambda *args, **kwargs: limit(kwargs["attention_mask"]) or whole(*args, **kwargs)
 
-        def limited_forward(*args, **kwargs):
-            tokens = kwargs["attention_mask"].shape[0] * kwargs["attention_mask"].shape[-1]
+        def limit(mask: torch.Tensor) -> None:
+            tokens = mask.shape[0] * mask.shape[-1]
             if tokens > self.most:
                 self.refused += 1
                 raise torch.OutOfMemoryError(f"CUDA out of memory: {tokens} tokens")
             self.seen.append(tokens)
-            return forward(*args, **kwargs)
-
-        model.model.forward = limited_forward
 
 
 @pytest.fixture
@@ -103,10 +104,11 @@ PROMPTS = [("", f"Question {i}: what shall I cook?\nAnswer:") for i in range(8)]
 ONE, OTHER = [f"stew number {i}" for i in range(8)], [f"roast {i}" for i in range(8)]
 
 
-def test_scoring_halves_the_batch_until_it_fits_says_so_and_finds_the_same(fresh, capsys):
+@pytest.mark.parametrize("ours", [False, True])
+def test_scoring_halves_the_batch_until_it_fits_says_so_and_finds_the_same(fresh, capsys, monkeypatch, ours):
     model, tokenizer = fresh
     whole = scoring.score_pairs(model, tokenizer, PROMPTS, ONE, OTHER, token_budget=4096)
-    device = Small(model, most=200)
+    device = Small(monkeypatch, model, 200, ours)
     found = scoring.score_pairs(model, tokenizer, PROMPTS, ONE, OTHER, token_budget=4096)
     assert device.refused > 0
     assert max(device.seen) <= 200
@@ -114,9 +116,10 @@ def test_scoring_halves_the_batch_until_it_fits_says_so_and_finds_the_same(fresh
     np.testing.assert_allclose(found[["logp_chosen", "logp_rejected"]], whole[["logp_chosen", "logp_rejected"]], atol=1e-4)
 
 
-def test_a_single_row_that_does_not_fit_is_still_an_error(fresh):
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_single_row_that_does_not_fit_is_still_an_error(fresh, monkeypatch, ours):
     model, tokenizer = fresh
-    Small(model, most=10)
+    Small(monkeypatch, model, 10, ours)
     with pytest.raises(torch.OutOfMemoryError, match="tokens"):
         scoring.score_pairs(model, tokenizer, PROMPTS[:2], ONE[:2], OTHER[:2])
 
@@ -138,10 +141,11 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "lora" in n])
 
 
-def test_training_halves_too_and_learns_the_same(cell, policy, capsys):
+@pytest.mark.parametrize("ours", [False, True])
+def test_training_halves_too_and_learns_the_same(cell, policy, capsys, monkeypatch, ours):
     plain, _ = trained(*models.load_policy(policy), cell, cell.out)
     base, tokenizer = models.load_policy(policy)
-    device = Small(base, most=200)
+    device = Small(monkeypatch, base, 200, ours)
     halved, _ = trained(base, tokenizer, cell, cell.out)
     assert device.refused > 0
     assert "going on with" in capsys.readouterr().out
