@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole walk in one command: people, questions, responses, preferences, prefixes, policies, scores, claims.
 #
-#   ./run_all.sh              the laptop profile: no key, no network after the installation, no GPU; twenty minutes on two cores
+#   ./run_all.sh              the laptop profile: no key, no network after the installation, no GPU; a quarter of an hour on two cores
 #   ./run_all.sh test         the test suite; under 5 minutes
 #   ./run_all.sh bench        speed beside what people use today
 #   ./run_all.sh --help       everything else
@@ -19,7 +19,7 @@ Usage: ./run_all.sh [PROFILE] [--run NAME] [--from NN | --only NN,NN] [--set key
        ./run_all.sh bench [--shape laptop|tiny|7b]      speed beside today's tools; --help for more
 
 PROFILE   smoke     the smallest sizes, under 5 minutes; its numbers mean nothing
-          laptop    the default: a simulated world, twenty minutes on two cores
+          laptop    the default: a simulated world, a quarter of an hour on two cores
           gpu       one GPU, open weights, any OpenAI-compatible teacher
           paper     the paper's setting; notebook 00 projects its time and cost before anything is spent
           FILE.yaml your own; see data/profiles/laptop.yaml for every key
