@@ -21,6 +21,9 @@ from helpers.fingerprint import digest, notebook_code
 CONFIG = Config({"KernelManager": {"transport": "ipc"}})  # not over TCP, where others could listen
 
 
+RARELY = "import gc; gc.set_threshold(100_000, 50, 100)\n"  # else a tenth of the imports is looking for garbage
+
+
 class Ahead:
     """At most one kernel that waits for its notebook; on leaving the context none is left."""
 
@@ -48,7 +51,7 @@ class Ahead:
         where = str(Path(self.folder.name, f"{notebook.stem}.json"))
         self.kernel = AsyncKernelManager(kernel_name="python3", config=CONFIG, connection_file=where)
         self.code = digest(ROOT / "helpers")
-        early = f"--IPKernelApp.exec_lines=exec({imports(notebook)!r}, {{}})"  # no name gets into the notebook
+        early = f"--IPKernelApp.exec_lines=exec({RARELY + imports(notebook)!r}, {{}})"  # no name gets into the notebook
         run_sync(self.kernel.start_kernel)(
             extra_arguments=["--HistoryManager.hist_file=:memory:", early], cwd=str(notebook.parent))
 

@@ -186,7 +186,7 @@ class PairTrainer(DPOTrainer):
         self.remove_callback(PrinterCallback)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        self.decoder = decoder.of(self.model)
+        self.decoder, self.trained = decoder.of(self.model), [p for p in self.model.parameters() if p.requires_grad]
         self.token_budget = self._fitting_budget()
         return super().train(*args, **kwargs)
 
@@ -222,8 +222,12 @@ class PairTrainer(DPOTrainer):
                                      "out. This adapter is not kept, finished ones are.")
         return losses.sum() / inputs["of"]
 
+    def _clip_grad_norm(self, _: torch.nn.Module) -> torch.Tensor:
+        """trl's, over what is trained alone: to look for it among all modules takes longer than the norm."""
+        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+
     def _average_gradients(self) -> None:
-        grads = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        grads = [weight.grad for weight in self.trained if weight.grad is not None]
         mean = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
         for grad, part in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
