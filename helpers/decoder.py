@@ -18,7 +18,7 @@ from helpers.line import IGNORE, SOFT, Line, Rows
 
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-LOGITS = 2**19  # at a time: what stays near the processor is quicker
+LOGITS = 2**19  # at a time, as in helpers.dpo: what stays near the processor is quicker
 
 
 class Decoder:

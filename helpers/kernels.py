@@ -19,8 +19,6 @@ from helpers import ROOT
 from helpers.fingerprint import digest, notebook_code
 
 CONFIG = Config({"KernelManager": {"transport": "ipc"}})  # not over TCP, where others could listen
-
-
 RARELY = "import gc; gc.set_threshold(100_000, 50, 100)\n"  # else a tenth of the imports is looking for garbage
 
 
