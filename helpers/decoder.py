@@ -37,9 +37,9 @@ class Decoder:
         batch: as from dpo.pack, and `soft` (dpo.last_hidden). mask: who may look at whom, bool [n, 1, L, H + L]. past: the
         heads in front of the rows (dpo.Heads), H tokens each; without gradients.
         """
-        line = Line(batch, past and past.rows)
+        line = Line(batch, None if past is None else past.rows)
         x = self._read(batch, line.tokens)
-        device, dtype = x.device, compute_dtype(x)
+        device, dtype = x.device, _compute_dtype(x)
         cos, sin = (part[0, :, None].float() for part in
                     self.whole.rotary_emb(x, batch["position_ids"].flatten()[line.tokens][None]))
         sin = torch.cat([-sin[..., :sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2:]], -1)
@@ -89,7 +89,7 @@ def of(model: nn.Module) -> Decoder | None:
     return made if known and _gives_the_same(made := Decoder(model)) else None
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     """What autocast would multiply x in, or its own type."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -202,7 +202,8 @@ class _Attention(torch.autograd.Function):
         known = torch.cat([_turned(k, where.cos, where.sin), v], 1).view(-1, d)
         key, value = where.keys.spread(2 * keys, 2).take(known).view(2, n * keys, -1, d)
         if where.past is not None:
-            key, value = where.past.before(parts.number, key, value)
+            key, value = (part.flatten(0, 1) for part in where.past.update(
+                key.unflatten(0, (n, keys)), value.unflatten(0, (n, keys)), parts.number))
         turned = _turned(q, cos * parts.scaling, sin * parts.scaling).view(-1, d)
         query = where.queries.spread(heads).take(turned).view(n * keys, -1, d)
         scores = torch.bmm(query, key.transpose(1, 2))

@@ -123,12 +123,6 @@ class Heads(DynamicCache):
         self.longest = longest + -(longest + length) % (2 * WIDTH)  # read_heads keeps that many
         return self
 
-    def before(self, number: int, key: Tensor, value: Tensor) -> list[Tensor]:
-        """The heads' keys and values in layer `number` in front of those of the rows [n * key heads, L, d]."""
-        kept = self.layers[number]
-        return [torch.cat([whole[:, :, :self.longest].index_select(0, self.rows).view(len(own), -1, own.shape[2]), own], 1)
-                for whole, own in ((kept.keys, key), (kept.values, value))]
-
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
                **kwargs: Any) -> tuple[Tensor, Tensor]:
         key_states = key_states.to(value_states.dtype)  # as attention would; here it is half as much to copy

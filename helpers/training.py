@@ -235,7 +235,8 @@ class PairTrainer(DPOTrainer):
     def _fitting_budget(self) -> int:
         """The part of the token budget that memory allows, from what one more of the longest row keeps for its way back."""
         longest, device = max(self.train_dataset, key=_row_length), self.args.device
-        begins_otherwise = longest | {"prompt_ids": [longest["prompt_ids"][0] ^ 1, *longest["prompt_ids"][1:]]}
+        first, *others = longest["prompt_ids"]
+        begins_otherwise = longest | {"prompt_ids": [int(first == 0), *others]}  # else the two would share a prompt
         one, two = (self._prepare_inputs(self._rows([longest, begins_otherwise][:n]) | {"of": torch.tensor(n)}) for n in (1, 2))
         kept = [memory.kept_bytes(partial(self.compute_loss, self.model.train(), rows)) for rows in (one, two)]
         budget, recompute = memory.fit(kept[1] - kept[0], one["input_ids"].shape[1], self.token_budget,
@@ -257,7 +258,8 @@ class PairTrainer(DPOTrainer):
         answers = [(p["chosen_ids"], p["rejected_ids"]) for p in pairs]
         reference = {name: torch.tensor([p[name] for p in pairs]) for name in REFERENCE}
         ids = {"ids": [p["pair_id"] for p in pairs]}  # to name the pairs of a loss that is no number
-        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=32) | reference | ids
+        multiple = 2 * dpo.WIDTH if self.decoder else 8  # padding costs the decoder attention alone, and see Heads.behind
+        return dpo.pack([p["prompt_ids"] for p in pairs], answers, multiple=multiple) | reference | ids
 
 
 class VplTrainer(PairTrainer):
