@@ -17,9 +17,8 @@ from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
 from helpers.decoder import Decoder
-from helpers.line import IGNORE, LINE, SOFT
+from helpers.line import IGNORE, LINE, SOFT, WIDTH
 
-WIDTH = 16  # rows and heads are padded to a multiple of it, for the same reason as ROWS
 ROWS = 4  # a batch of more rows has a multiple of it: few shapes, for each costs a new kernel and memory
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-LINE = 64  # tokens are filled up to a multiple of it: few shapes, for each costs a new kernel
+LINE = 64  # tokens are filled up to a multiple of it, long lines of twice that: few shapes, for each costs a new kernel
+WIDTH = 16  # and rows to a multiple of it
 IGNORE = -100
 SOFT = -1  # stands in a prompt for a token that is given as a vector
 
@@ -38,7 +39,7 @@ class Line:
         has = targets != IGNORE
         counts, self.wanted = has.sum(1), int(has.sum())
         self.answers = _filled(slots[has])
-        at = torch.arange(-(-int(counts.max()) // 8) * 8, device=device)
+        at = torch.arange(-(-int(counts.max()) // WIDTH) * WIDTH, device=device)
         self.places = (prompt.sum(1, keepdim=True) + at).clamp(max=length - 1)
         mine, before = at < counts[:, None], (counts.cumsum(0) - counts)[:, None]
         self.ends = Rows((before + at) * mine, _filled(mine.flatten().nonzero()[:, 0]))
@@ -104,4 +105,4 @@ def _first_with(ids: Tensor, prompt: Tensor, behind: Tensor | None) -> Tensor:
 
 
 def _filled(tokens: Tensor) -> Tensor:
-    return pad(tokens, (0, -len(tokens) % LINE))
+    return pad(tokens, (0, -len(tokens) % (LINE if len(tokens) < 16 * LINE else 2 * LINE)))

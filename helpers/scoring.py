@@ -1,17 +1,18 @@
 """Reference-free scores of preference pairs: how likely the policy finds each answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers import chat, decoder, dpo, models
+from helpers import chat, decoder, dpo, memory, models
 from helpers.sharing import PAYS, Asked, Plan, Row, chunks, plan
 
 TOKENS = {"cpu": 2048, "cuda": 16384}  # padded tokens of a batch: on a CPU few enough to stay near the processor
-AT_ONCE = 2048  # pairs whose tokens are held in memory
+AT_ONCE = 1024  # pairs whose tokens are held in memory
 Read = Callable[[torch.nn.Module, dict[str, torch.Tensor], dpo.Heads | None, decoder.Decoder | None], torch.Tensor]
 
 
@@ -34,8 +35,8 @@ class Spelt(NamedTuple):
     answers: list[list[int]]
 
 
-def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, str]], chosen: Sequence[str],
-                rejected: Sequence[str], token_budget: int = 0, max_length: int = 512,
+def score_pairs(model: torch.nn.Module, tokenizer, prompts: Iterable[tuple[str, str]], chosen: Iterable[str],
+                rejected: Iterable[str], token_budget: int = 0, max_length: int = 512,
                 dtype: str = "auto", side: str = "left", max_prompt: int = 0,
                 soft: torch.Tensor | None = None, adapters: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per pair, in input order.
@@ -48,14 +49,17 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Sequence[tuple[str, 
     Returns logp_chosen, logp_rejected (sums over an answer's tokens and the end token, nats), n_chosen,
     n_rejected (tokens), correct (`is_correct`), lost and cut (as in Pair). Source: WikiPersona 3.4.1, Eq. 3.
     """
-    answers, parts = list(zip(chosen, rejected, strict=True)), []
-    for at in (slice(start, start + AT_ONCE) for start in range(0, max(1, len(answers)), AT_ONCE)):
-        asked = encode(tokenizer, prompts[at], answers[at], max_length, side, max_prompt, soft is not None)
+    rows, parts, start = zip(prompts, chosen, rejected, strict=True), [], 0
+    while (part := list(islice(rows, AT_ONCE))) or not parts:
+        answers, at = [pair for _, *pair in part], slice(start, start := start + len(part))
+        if parts:
+            memory.give_back()  # else pieces pile up, and a long table needs more than a short one
+        asked = encode(tokenizer, [prompt for prompt, *_ in part], answers, max_length, side, max_prompt, soft is not None)
         of_rows = soft[at] if soft is not None else None, adapters and adapters[at]
         sums = answer_sums(model, asked, token_budget, dtype, *of_rows).reshape(-1, 2)
         if len(bad := np.flatnonzero(~np.isfinite(sums).all(1))):
             raise FloatingPointError(
-                f"pair {at.start + bad[0]} of {len(answers)} (chosen: {answers[at][bad[0]][0][:40]!r}) has log-probabilities "
+                f"pair {at.start + bad[0]} (chosen: {answers[bad[0]][0][:40]!r}) has log-probabilities "
                 f"{sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
         parts.append(table(asked, sums))
     return pd.concat(parts, ignore_index=True)

@@ -103,7 +103,7 @@ def _score(rows: pd.DataFrame, policy: Any, adapters: Mapping[str, str], side: s
 
 
 def _score_rows(model, rows: pd.DataFrame, tokenizer, policy: Any, side: str, **more: Any) -> pd.DataFrame:
-    found = scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
+    found = scoring.score_pairs(model, tokenizer, zip(rows["head"], rows["tail"], strict=True), rows["chosen"],
                                 rows["rejected"], max_length=policy.max_length, dtype=policy.dtype, side=side,
                                 max_prompt=policy.max_prompt, **more)
     kept = rows.drop(columns=[*TEXTS, *({"prompt"} & set(rows))]).reset_index(drop=True)

@@ -25,6 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from helpers import artifacts, decoder, dpo, grid, memory, models, scoring, vpl
 
 LOSS_POINTS = 20  # of an adapter's loss curve
+TIDY = 32  # updates, after which freed memory is given back: else pieces pile up, and a long training needs more
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -210,6 +211,8 @@ class PairTrainer(DPOTrainer):
             parts = [half for part in parts for half in (dpo.halves(part) if len(part["input_ids"]) > 1 else [part])]
         if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
+        if self.state.global_step % TIDY == TIDY - 1:
+            memory.give_back()
         return loss
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
@@ -334,7 +337,8 @@ def lora(training: Any) -> LoraConfig:
 def dataset(tokenizer, cell: Cell) -> Dataset:
     """The train pairs for PairTrainer: prompt_ids, chosen_ids, rejected_ids and the reference's sums."""
     t = cell.train
-    pairs = scoring.encode_pairs(tokenizer, _prompts(t), t["chosen"], t["rejected"], cell.policy.max_length,
+    prompts = list(zip(t["head"], t["tail"], strict=True))
+    pairs = scoring.encode_pairs(tokenizer, prompts, t["chosen"], t["rejected"], cell.policy.max_length,
                                  cell.side, cell.policy.max_prompt, soft=cell.reading is not None)
     columns = {f"{name}_ids": [getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected")}
     names = {name: t[name].tolist() for name in ("persona_id", "pair_id") if name in t}
@@ -372,9 +376,9 @@ def _train_and_score(cell: Cell, part: Path) -> dict:
 
 def _score(model: torch.nn.Module, tokenizer, cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
     soft = vpl.soft_tokens(model.vpl, vpl.Pool(cell.reading.pool), rows, cell.reading) if cell.reading else None
-    found = scoring.score_pairs(
-        model, tokenizer, _prompts(rows), rows["chosen"], rows["rejected"], dtype=cell.policy.dtype,
-        max_length=cell.policy.max_length, side=cell.side, max_prompt=cell.policy.max_prompt, soft=soft)
+    prompts, p = zip(rows["head"], rows["tail"], strict=True), cell.policy
+    found = scoring.score_pairs(model, tokenizer, prompts, rows["chosen"], rows["rejected"], dtype=p.dtype,
+                                max_length=p.max_length, side=cell.side, max_prompt=p.max_prompt, soft=soft)
     kept = rows.drop(columns=["head", "tail", "chosen", "rejected"]).reset_index(drop=True)
     return pd.concat([kept, found], axis=1)
 
@@ -396,10 +400,6 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 def _row_length(pair: dict) -> int:
     return dpo.row_length(pair["prompt_ids"], (pair["chosen_ids"], pair["rejected_ids"]))
-
-
-def _prompts(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(rows["head"], rows["tail"], strict=True))
 
 
 @cache

@@ -64,7 +64,7 @@ def test_a_stopped_run_continues_and_ends_with_the_same_bytes(policy, tmp_path, 
     left = contents(tmp_path / "two")
     assert 1 <= len(left) <= 3
     (tmp_path / "two" / ".000003-half.parquet.99").write_bytes(b"half a part of a killed process")
-    monkeypatch.setattr(scoring, "score_pairs", lambda *a, **k: scored.append(len(a[2])) or real(*a, **k))
+    monkeypatch.setattr(scoring, "score_pairs", lambda *a, **k: scored.append(len(a[3])) or real(*a, **k))
     streams.score_table([table[i:i + 8] for i in range(0, 40, 8)], tmp_path / "two", policy)
     assert contents(tmp_path / "two") == undisturbed
     assert len(scored) == 5 - len(left)  # what was there was not scored again

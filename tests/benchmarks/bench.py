@@ -12,6 +12,7 @@ others on the machine leave as they are.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,8 @@ HOURS_OF_PAPER = 12.0  # GPU hours of a model (Appendix H)
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
+    if not args.one or "this kit" not in args.one:
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1024"  # oneDNN's own: others are not to suffer from the kit's
     if args.one:
         print(json.dumps(alone(*json.loads(args.one), args)))
         return
@@ -307,7 +310,7 @@ def _train(rows: pd.DataFrame, cfg, out: Path) -> None:
 
 
 def _score(model, tokenizer, rows: pd.DataFrame, cfg) -> pd.DataFrame:
-    return scoring.score_pairs(model, tokenizer, list(zip(rows["head"], rows["tail"], strict=True)), rows["chosen"],
+    return scoring.score_pairs(model, tokenizer, zip(rows["head"], rows["tail"], strict=True), rows["chosen"],
                                rows["rejected"], max_length=cfg.policy.max_length)
 
 
