@@ -18,7 +18,7 @@ from helpers.line import IGNORE, SOFT, Line, Rows
 
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-LOGITS = 2**19  # at a time, as in helpers.dpo: what stays near the processor is quicker
+FEW_LOGITS = 2**19  # at a time: what stays near the processor is quicker
 
 
 class Decoder:
@@ -293,7 +293,7 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        ctx.few = max(64, LOGITS // len(weight) // 64 * 64)
+        ctx.few = max(64, FEW_LOGITS // len(weight) // 64 * 64)
         logps, found = [], []
         for rows, wanted in zip(hidden.split(ctx.few), targets.split(ctx.few), strict=True):
             logps.append(torch.log_softmax((rows @ weight.t()).float(), -1))

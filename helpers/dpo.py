@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
 from transformers import AttentionInterface, DynamicCache
 
-from helpers.decoder import Decoder
+from helpers.decoder import FEW_LOGITS, Decoder
 from helpers.line import IGNORE, LINE, SOFT, WIDTH
 
 ROWS = 4  # a batch of more rows has a multiple of it: few shapes, for each costs a new kernel and memory
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # padded tokens of a micro-batch in training; scoring.TOKENS: without gradients
 SHORT = 512  # tokens of a row up to which a score for every pair of tokens is a small thing to keep
-LOGITS = {"cpu": 2**19, "cuda": 2**27}  # logits at a time without gradients: in a CPU's cache they are quicker
+LOGITS = {"cpu": FEW_LOGITS, "cuda": 2**27}  # at a time without gradients
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 

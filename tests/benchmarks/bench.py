@@ -222,11 +222,17 @@ def compare(ways: dict[str, Callable], n: int, repeats: int) -> pd.DataFrame:
 
 
 def growth(args: argparse.Namespace) -> pd.DataFrame:
-    """(c): does a pair cost the same among more pairs, and how does it grow with the prefix? ratio: of the first row's cost."""
+    """(c): does a pair cost the same among more pairs, and how does it grow with the prefix? ratio: of the first row's cost.
+
+    From the smallest to the largest and back, so that a machine that slows down meanwhile does not count; means of the two.
+    """
     sizes = {what: [(n, 1) for n in many] + [(many[0], 4)] for what, many in GROWTH.items()}
     tables = []
     for what, many in sizes.items():
-        table = pd.DataFrame([_in_a_process(what, "this kit", "persona_gold", n, times, args) for n, times in many])
+        both = pd.DataFrame([_in_a_process(what, "this kit", "persona_gold", n, times, args)
+                             for n, times in (*many, *reversed(many))])
+        table = both.groupby(["method", "prefix", "n"], sort=False, as_index=False)[["seconds", "peak_mb"]].mean().round(3)
+        table["per_second"] = (table["n"] / table["seconds"]).round(1)
         tables.append(table.assign(benchmark=f"{what}, growth", ratio=(table["per_second"][0] / table["per_second"]).round(2)))
     return pd.concat(tables)
 
