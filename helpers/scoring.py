@@ -59,8 +59,8 @@ def score_pairs(model: torch.nn.Module, tokenizer, prompts: Iterable[tuple[str, 
         sums = answer_sums(model, asked, token_budget, dtype, *of_rows).reshape(-1, 2)
         if len(bad := np.flatnonzero(~np.isfinite(sums).all(1))):
             raise FloatingPointError(
-                f"pair {at.start + bad[0]} (chosen: {answers[bad[0]][0][:40]!r}) has log-probabilities "
-                f"{sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
+                f"pair {at.start + bad[0]} of {at.stop + sum(1 for _ in rows)} (chosen: {answers[bad[0]][0][:40]!r}) has "
+                f"log-probabilities {sums[bad[0]].tolist()}: the model's weights are not finite; train or load it again")
         parts.append(table(asked, sums))
     return pd.concat(parts, ignore_index=True)
 

@@ -172,5 +172,5 @@ def test_a_nan_score_is_refused_not_counted_as_wrong(fresh):
     model, tokenizer = fresh
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"pair 0 \(chosen: 'stew number 0'\).*not finite"):
+    with pytest.raises(FloatingPointError, match=r"pair 0 of 8 \(chosen: 'stew number 0'\).*not finite"):
         scoring.score_pairs(model, tokenizer, PROMPTS, ONE, OTHER)
